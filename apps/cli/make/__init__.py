@@ -1,0 +1,1 @@
+"""``flashbulb make``: the whole path, resumable stage by stage."""

@@ -1,0 +1,96 @@
+"""Denoisers behind one face: whatever the network predicts (eps, v, x0), outside all is x0.
+
+Conversions follow ``z_t = alpha_t x0 + sigma_t eps`` and ``v = alpha_t eps - sigma_t x0`` (arXiv 2202.00512, app. D).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flashbulb.distill.schedule import PredictionType, alphas_cumprod
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Schedule:
+    """Alphas and sigmas of a checkpoint as float32 tensors of shape (T,)."""
+
+    def __init__(self, scheduler_config: dict[str, Any]) -> None:
+        import torch
+
+        products = torch.from_numpy(alphas_cumprod(scheduler_config))
+        self.alphas, self.sigmas = products.sqrt().float(), (1 - products).sqrt().float()
+        self.prediction: PredictionType = scheduler_config.get("prediction_type", "epsilon")
+
+    @property
+    def terminal(self) -> int:
+        """The last timestep, T - 1."""
+        return len(self.alphas) - 1
+
+    def at(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (alpha_t, sigma_t), each (b, 1, 1, 1), for timesteps (b,)."""
+        return self.alphas[t].view(-1, 1, 1, 1), self.sigmas[t].view(-1, 1, 1, 1)
+
+    def add_noise(
+        self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, *, zero_snr: bool
+    ) -> torch.Tensor:
+        """Return z_t; with ``zero_snr`` the input at the terminal timestep is exactly ``eps`` (arXiv 2305.08891)."""
+        import torch
+
+        alpha, sigma = self.at(t)
+        if zero_snr:
+            last = (t == self.terminal).view(-1, 1, 1, 1)
+            alpha, sigma = torch.where(last, 0.0, alpha), torch.where(last, 1.0, sigma)
+        return alpha * x0 + sigma * eps
+
+    def to_x0(self, z: torch.Tensor, out: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Return x0 from the network's output; alpha stays finite even where the input had none."""
+        alpha, sigma = self.at(t)
+        if self.prediction == "epsilon":
+            return (z - sigma * out) / alpha
+        if self.prediction == "v_prediction":
+            return alpha * z - sigma * out
+        return out
+
+    def to_eps(self, z: torch.Tensor, x0: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Return the noise that ``z`` holds besides ``x0``."""
+        alpha, sigma = self.at(t)
+        return (z - alpha * x0) / sigma
+
+
+class Denoiser:
+    """A UNet that returns x0: ``denoiser(z, t, states)``, with classifier-free guidance on request."""
+
+    def __init__(self, unet: torch.nn.Module, schedule: Schedule) -> None:
+        self.unet, self.schedule = unet, schedule
+
+    def __call__(
+        self,
+        z: torch.Tensor,
+        t: torch.Tensor,
+        states: torch.Tensor,
+        *,
+        guidance: float = 1.0,
+        null_states: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Predict x0 (b, c, h, w) from z (b, c, h, w), t (b,), text states (b, tokens, width).
+
+        Args:
+            z: noisy latents.
+            t: timesteps.
+            states: text states.
+            guidance: diffusers' scale g: ``null + g (cond - null)``; 1 is no guidance.
+            null_states: states of the empty prompt, (1, tokens, width); needed when g is not 1.
+        """
+        import torch
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=z.device.type == "cpu"):
+            if guidance == 1.0:
+                return self.schedule.to_x0(z, self.unet(z, t, states).sample.float(), t)
+            if null_states is None:
+                raise ValueError(f"guidance {guidance} wants the states of the empty prompt, got none")
+            both = torch.cat([states, null_states.expand_as(states)])
+            out = self.unet(torch.cat([z, z]), torch.cat([t, t]), both).sample.float()
+        conditional, null = out.chunk(2)
+        return self.schedule.to_x0(z, null + guidance * (conditional - null), t)

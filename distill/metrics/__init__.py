@@ -1,0 +1,1 @@
+"""Figures for generated pictures: alignment, Frechet distance, diversity, blur."""

@@ -1,0 +1,206 @@
+"""Adversarial Diffusion Distillation (arXiv 2311.17042): one-step students with a critic and a frozen teacher."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from flashbulb.distill.objectives.base import Batch, Learner, Objective, World
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashbulb.distill.critic import Critic
+    from flashbulb.distill.loop import StepRng
+
+Weight = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Add(Objective, frozen=True, tag="add"):
+    """ADD: hinge critic on frozen features plus score distillation in pixel space, N = 4 student timesteps.
+
+    Beside the paper's two terms a third keeps small students from collapsing onto few pictures: regression of the
+    one-step output onto the teacher's own multi-step picture of the same noise (``anchor``); 0 switches it off.
+    """
+
+    adv: Weight = 0.1
+    """Weight of the adversarial term; 0 is the control without a critic."""
+    distill: Weight = 2.5
+    """Weight lambda of the score distillation (eq. 1)."""
+    anchor: Weight = 1.0
+    """Weight of the regression onto cached teacher pictures, in latent space."""
+    anchor_share: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    """Pairs drawn for the anchor, as a multiple of the batch; they need no decoding and are cheap."""
+    warmup: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.4
+    """First share of the steps that trains the anchor alone."""
+    timesteps: tuple[int, ...] = (249, 499, 749, 999)
+    """Student timesteps; the last one gets pure noise (zero terminal SNR)."""
+    terminal_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    """Share of the batch at the last timestep, the one that a one-step generator uses."""
+    teacher_range: tuple[float, float] = (0.02, 0.98)
+    """Range of the teacher's timestep, as shares of the schedule."""
+    teacher_guidance: Annotated[float, msgspec.Meta(ge=1)] = 2.0
+    """Classifier-free guidance of the distillation target."""
+    r1: Weight = 1e-5
+    """Weight gamma of R1 at the head inputs."""
+    mismatch: Weight = 0.5
+    """Weight of real pictures with another picture's text as fakes."""
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
+    """Peak learning rate of the student's AdamW."""
+    critic_rate: Annotated[float, msgspec.Meta(gt=0)] = 2.5e-4
+    """Peak learning rate of the critic's Adam."""
+    pairs: Annotated[int, msgspec.Meta(ge=0)] = 4096
+    """Teacher pictures cached for the anchor."""
+    pair_steps: Annotated[int, msgspec.Meta(gt=0)] = 10
+    """DDIM steps of a cached teacher picture."""
+    pair_guidance: Annotated[float, msgspec.Meta(ge=1)] = 2.5
+    """Guidance of a cached teacher picture."""
+
+    @property
+    def pair_count(self) -> int:
+        """How many teacher pictures to cache before the training."""
+        return self.pairs if self.anchor else 0
+
+    def learner(self, world: World, *, batch: int, steps: int) -> Learner:
+        """Return the learner: student and critic, their optimizers, and the alternating update."""
+        import torch
+
+        from flashbulb.distill.critic import Critic
+
+        critic = Critic(world.null_states.shape[-1]) if self.adv else None
+        student = world.student.unet
+        modules: dict[str, torch.nn.Module] = {"student": student}
+        optimizers: dict[str, torch.optim.Optimizer] = {
+            "student": torch.optim.AdamW(
+                student.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+            )
+        }
+        if critic is not None:
+            modules["critic"] = critic.heads
+            optimizers["critic"] = torch.optim.Adam(
+                critic.heads.parameters(), lr=self.critic_rate, betas=(0.0, 0.99)
+            )
+
+        def update(step: int, rng: StepRng) -> dict[str, float]:
+            if self.anchor and step < self.warmup * steps:
+                loss, stats = self.anchor_loss(world, batch, rng)
+                _descend(loss, student, optimizers["student"])
+                return stats | {"loss": loss.item()}
+            return self._both(world, critic, optimizers, batch, rng)
+
+        return Learner(modules=modules, optimizers=optimizers, update=update)
+
+    def _both(
+        self,
+        world: World,
+        critic: Critic | None,
+        optimizers: dict[str, torch.optim.Optimizer],
+        batch: int,
+        rng: StepRng,
+    ) -> dict[str, float]:
+        real = world.real(batch, rng)
+
+        # Student step: adversarial + distillation + anchor; the critic is only read.
+        latents = self.student_output(world, real, rng)
+        pictures = world.decode(latents)
+        distill, stats = self.distill_loss(world, latents, pictures, real, rng)
+        loss = self.distill * distill
+        if critic is not None:
+            critic.heads.requires_grad_(False)
+            adversarial = -critic.logits(critic.features(pictures), real.pooled).mean()
+            critic.heads.requires_grad_(True)
+            loss = loss + self.adv * adversarial
+            stats["adv"] = adversarial.item()
+        if self.anchor:
+            anchor, more = self.anchor_loss(world, batch, rng)
+            loss, stats = loss + anchor, stats | more
+        _descend(loss, world.student.unet, optimizers["student"])
+
+        # Critic step: hinge on real (as the decoder draws it), fake and mismatched pairs, R1 at the head inputs.
+        if critic is not None:
+            critic_loss, more = self.critic_loss(world, critic, real, pictures.detach())
+            _descend(critic_loss, critic.heads, optimizers["critic"])
+            stats |= more
+        return stats | {"loss": loss.item()}
+
+    def student_output(self, world: World, real: Batch, rng: StepRng) -> torch.Tensor:
+        """Noise real latents to the student's timesteps (pure noise at the last) and predict x0 (b, c, h, w)."""
+        import torch
+
+        count = len(real.latents)
+        choice = torch.tensor(self.timesteps[:-1])[
+            torch.randint(len(self.timesteps) - 1, (count,), generator=rng.torch)
+        ]
+        terminal = torch.rand(count, generator=rng.torch) < self.terminal_share
+        t = torch.where(terminal, self.timesteps[-1], choice)
+        eps = torch.randn(real.latents.shape, generator=rng.torch)
+        noisy = world.student.schedule.add_noise(real.latents, eps, t, zero_snr=True)
+        return world.student(noisy, t, real.states)
+
+    def distill_loss(
+        self, world: World, latents: torch.Tensor, pictures: torch.Tensor, real: Batch, rng: StepRng
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return L_distill (eq. 4): c(t) |x_student - x_teacher(sg(z_t))|^2 over pixels, with c(t) = alpha_t (exp)."""
+        import torch
+
+        schedule = world.teacher.schedule
+        low, high = (round(share * schedule.terminal) for share in self.teacher_range)
+        t = torch.randint(low, high + 1, (len(latents),), generator=rng.torch)
+        eps = torch.randn(latents.shape, generator=rng.torch)
+        with torch.no_grad():
+            noisy = schedule.add_noise(latents.detach(), eps, t, zero_snr=False)
+            target = world.teacher(
+                noisy, t, real.states, guidance=self.teacher_guidance, null_states=world.null_states
+            )
+            target_pictures = world.decode(target)
+        weight = schedule.at(t)[0]
+        loss = (weight * (pictures - target_pictures).square()).mean()
+        return loss, {"distill": loss.item()}
+
+    def anchor_loss(self, world: World, batch: int, rng: StepRng) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return the regression of the one-step output onto the teacher's picture of the same noise."""
+        import torch
+
+        if world.pairs is None:
+            raise ValueError(
+                "the anchor wants cached teacher pictures, got none; set anchor to 0 or cache pairs"
+            )
+        drawn = world.pairs(max(1, round(batch * self.anchor_share)), rng)
+        t = torch.full((len(drawn.noise),), self.timesteps[-1])
+        error = (world.student(drawn.noise, t, drawn.states) - drawn.endpoint).square().mean()
+        return self.anchor * error, {"anchor": error.item()}
+
+    def critic_loss(
+        self, world: World, critic: Critic, real: Batch, fakes: torch.Tensor
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1."""
+        import torch
+
+        from flashbulb.distill.critic import hinge_critic, r1
+
+        with torch.no_grad():
+            real_features = critic.features(world.decode(real.latents))
+            fake_features = critic.features(fakes)
+        real_features = [f.requires_grad_() for f in real_features]
+        on_real = critic.logits(real_features, real.pooled)
+        on_fake = critic.logits(fake_features, real.pooled)
+        penalty = r1(on_real, real_features) if self.r1 else torch.zeros(())
+        wrong = critic.logits([f.detach() for f in real_features], real.pooled.roll(1, 0))
+        loss = hinge_critic(on_real, on_fake) + self.mismatch * (1 + wrong).relu().mean() + self.r1 * penalty
+        return loss, {
+            "critic": loss.item(), "real_logit": on_real.mean().item(), "fake_logit": on_fake.mean().item(), "r1": penalty.item()
+        }  # fmt: skip
+
+
+def _descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Step down ``loss``; a non-finite gradient leaves the weights alone."""
+    import torch
+
+    from flashbulb.distill.distributed import average_gradients
+
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(module.parameters())
+    if torch.isfinite(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)):
+        optimizer.step()

@@ -1,0 +1,72 @@
+"""What an objective gets and gives: a world of frozen and trained networks in, one update function out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+
+    from flashbulb.distill.denoiser import Denoiser
+    from flashbulb.distill.loop import StepRng
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """Real data of one step: latents (b, c, h, w), text states (b, n, d), pooled text (b, d)."""
+
+    latents: torch.Tensor
+    states: torch.Tensor
+    pooled: torch.Tensor
+
+
+class Pairs(msgspec.Struct, frozen=True, kw_only=True):
+    """Noise and the teacher's own multi-step picture of it, with the text that went in."""
+
+    noise: torch.Tensor
+    endpoint: torch.Tensor
+    states: torch.Tensor
+
+
+class World(msgspec.Struct, frozen=True, kw_only=True):
+    """The networks that a distillation sees and its sources of data."""
+
+    student: Denoiser
+    teacher: Denoiser
+    vae: AutoencoderKL
+    null_states: torch.Tensor
+    real: Callable[[int, StepRng], Batch]
+    """``real(count, rng)`` draws captioned latents."""
+    pairs: Callable[[int, StepRng], Pairs] | None = None
+    """``pairs(count, rng)`` draws cached teacher pictures, when the objective asks for them."""
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return pictures (b, 3, h, w), about [-1, 1], of unscaled-space latents; differentiable."""
+        import torch
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=latents.device.type == "cpu"):
+            return self.vae.decode(latents / self.vae.config["scaling_factor"]).sample.float()
+
+
+class Learner(msgspec.Struct, frozen=True, kw_only=True):
+    """The trained state of an objective and its update."""
+
+    modules: dict[str, torch.nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    update: Callable[[int, StepRng], dict[str, float]]
+
+
+class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A way to turn a teacher into a student."""
+
+    def learner(self, world: World, *, batch: int, steps: int) -> Learner:
+        """Return the learner for ``batch`` pictures a step on this process."""
+        raise NotImplementedError
+
+    @property
+    def pair_count(self) -> int:
+        """How many teacher pictures to cache before the training."""
+        return 0

@@ -1,0 +1,83 @@
+"""Noise schedules as numbers: alphas, sigmas and the constants of a one-step generator.
+
+A schedule maps a timestep t in 0..T-1 to (alpha_t, sigma_t) with ``alpha^2 + sigma^2 = 1`` and
+``z_t = alpha_t x0 + sigma_t eps`` (DDPM, arXiv 2006.11239). Only numpy is imported here, so that an app or a
+manifest reader can use it without torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast, get_args
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+PredictionType = Literal["epsilon", "v_prediction", "sample"]
+
+
+def alphas_cumprod(scheduler_config: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """Return the cumulative products of ``1 - beta`` of a diffusers scheduler config, shape (T,).
+
+    Raises:
+        ValueError: for a beta schedule that Stable Diffusion checkpoints do not use.
+    """
+    steps = int(scheduler_config.get("num_train_timesteps", 1000))
+    start, end = float(scheduler_config["beta_start"]), float(scheduler_config["beta_end"])
+    kind = scheduler_config.get("beta_schedule", "linear")
+    if kind == "scaled_linear":
+        betas = np.linspace(start**0.5, end**0.5, steps) ** 2
+    elif kind == "linear":
+        betas = np.linspace(start, end, steps)
+    else:
+        raise ValueError(f"wanted beta_schedule 'scaled_linear' or 'linear', got {kind!r}")
+    return cast(npt.NDArray[np.float64], np.cumprod(1.0 - betas))
+
+
+class OneStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The constants of a one-step generator; they travel in the manifest, so no app re-derives a schedule.
+
+    ``z_T = init_noise_sigma * noise``; ``x0 = cz * z_T + cm * model_output`` with (cz, cm) of `coefficients`;
+    ``image = clamp(decode(x0 / latent_scale + latent_shift) / 2 + 0.5, 0, 1)``.
+    """
+
+    timestep: int
+    alpha: float
+    sigma: float
+    prediction_type: PredictionType
+    latent_scale: float
+    latent_shift: float = 0.0
+    init_noise_sigma: float = 1.0
+
+    def coefficients(self) -> tuple[float, float]:
+        """Return (cz, cm) such that ``x0 = cz * z_T + cm * model_output``."""
+        if self.prediction_type == "epsilon":
+            return 1.0 / self.alpha, -self.sigma / self.alpha
+        if self.prediction_type == "v_prediction":
+            return self.alpha, -self.sigma
+        return 0.0, 1.0
+
+
+def one_step(
+    scheduler_config: dict[str, Any], vae_config: dict[str, Any], *, timestep: int | None = None
+) -> OneStep:
+    """Return the constants of one step at ``timestep`` (default: the last one, T - 1).
+
+    The *input* is pure noise (zero terminal SNR, arXiv 2305.08891), the conversion to x0 keeps the finite
+    (alpha, sigma) of the checkpoint's own schedule, so it stays finite for noise-predicting models.
+    """
+    products = alphas_cumprod(scheduler_config)
+    t = len(products) - 1 if timestep is None else timestep
+    if not 0 <= t < len(products):
+        raise ValueError(f"wanted a timestep in 0..{len(products) - 1}, got {t}")
+    prediction = scheduler_config.get("prediction_type", "epsilon")
+    if prediction not in get_args(PredictionType):
+        raise ValueError(f"wanted prediction_type in {get_args(PredictionType)}, got {prediction!r}")
+    return OneStep(
+        timestep=t,
+        alpha=float(products[t] ** 0.5),
+        sigma=float((1.0 - products[t]) ** 0.5),
+        prediction_type=prediction,
+        latent_scale=float(vae_config.get("scaling_factor") or 1.0),
+        latent_shift=float(vae_config.get("shift_factor") or 0.0),
+    )

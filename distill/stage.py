@@ -1,0 +1,218 @@
+"""``flashbulb distill``: teacher checkpoint in, one-step student checkpoint out."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from flashbulb.distill.checkpoint import Checkpoint, CheckpointError
+from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
+from flashbulb.distill.objectives import AnyObjective
+from flashbulb.distill.objectives.add import Add
+from flashbulb.distill.objectives.base import Batch, Pairs, World
+
+if TYPE_CHECKING:
+    import torch
+
+log = logging.getLogger(__name__)
+
+
+class DistillConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Distil a one-step student from a teacher checkpoint."""
+
+    teacher: str = "embedded:teacher"
+    """Teacher: diffusers folder, Hub id or embedded:teacher."""
+    student: str = ""
+    """Checkpoint whose UNet the student starts from; default: the teacher's."""
+    data: str = "embedded"
+    """Captioned pictures: 'embedded' or a folder with metadata.jsonl."""
+    out: str = "runs/distill"
+    """Run folder; the student is written to ``OUT/student``."""
+    processes: Annotated[int, msgspec.Meta(gt=0)] = 2
+    """Data-parallel processes on this machine."""
+    objective: AnyObjective = Add()
+    """What the student learns from."""
+    loop: LoopConfig = LoopConfig(steps=300, batch=32, ema=0.99, warmup=20, decay=0.5)
+    """Length and bookkeeping."""
+    sample_every: Annotated[int, msgspec.Meta(ge=0)] = 100
+    """Steps between two sample grids in ``OUT/samples``; 0 draws none."""
+
+
+def run(config: DistillConfig, *, on_step: OnStep | None = None) -> Path:
+    """Distil and return the student's folder; a killed run continues with identical numbers.
+
+    Raises:
+        CheckpointError: for a checkpoint that cannot be distilled.
+        ValueError: when ``out`` holds a run with another configuration.
+    """
+    from flashbulb.distill.distributed import launch
+
+    out = Path(config.out)
+    _claim(out, config)
+    launch(_worker, config.processes, config, on_step if config.processes == 1 else None)
+    return out / "student"
+
+
+def _claim(out: Path, config: DistillConfig) -> None:
+    """Write the configuration into the run folder, or check that the run there has the same one."""
+    out.mkdir(parents=True, exist_ok=True)
+    file, text = out / "config.json", msgspec.json.format(msgspec.json.encode(config))
+    if file.is_file() and file.read_bytes() != text:
+        raise ValueError(
+            f"{out} holds a run with another configuration; choose another --out or delete the folder"
+        )
+    file.write_bytes(text)
+
+
+def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
+    import torch
+
+    from flashbulb.distill.distributed import join
+
+    join()
+    torch.manual_seed(config.loop.seed)
+    rank, out, parent = Rank.current(), Path(config.out), Checkpoint.open(config.teacher)
+    if parent.is_sdxl:
+        raise CheckpointError("distilling SDXL checkpoints is not supported yet; export and check are")
+    world = make_world(config, parent, rank)
+    batch = config.loop.batch // rank.count
+    learner = config.objective.learner(world, batch=batch, steps=config.loop.steps)
+    state = State(learner.modules, learner.optimizers, averaged=("student",))
+
+    def step_done(step: int, steps: int, stats: dict[str, float]) -> None:
+        if config.sample_every and rank.index == 0 and (step % config.sample_every == 0 or step == steps):
+            _sample_grid(world, parent, out / "samples" / f"step-{step:06d}.png")
+        if on_step is not None:
+            on_step(step, steps, stats)
+
+    run_loop(config.loop, state, learner.update, out, on_step=step_done)
+    if rank.index == 0:
+        state.use_ema()
+        plain: dict[str, Any] = msgspec.to_builtins(config)
+        parent.derive(out / "student", stage="distill", config=plain, replace={"unet": world.student.unet},
+                      scheduler={"timestep_spacing": "trailing"}, metrics={"steps": state.step, "skipped": state.skipped})  # fmt: skip
+
+
+def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
+    """Load the networks and prepare the data of a distillation."""
+    import torch
+
+    from flashbulb.distill.data.captioned import open_source
+    from flashbulb.distill.denoiser import Denoiser, Schedule
+
+    schedule = Schedule(parent.config("scheduler"))
+    teacher = Denoiser(parent.load("unet"), schedule)
+    start = Checkpoint.open(config.student) if config.student else parent
+    student = Denoiser(start.load("unet").requires_grad_(True), schedule)
+    vae, encode = parent.load("vae"), text_function(parent)
+    source = open_source(config.data, parent.image_size)
+    null_states = encode(token_ids(parent, [""]))[0]
+
+    def real(count: int, rng: StepRng) -> Batch:
+        pictures, captions = source.draw(count, rng.python)
+        states, pooled = encode(token_ids(parent, captions))
+        return Batch(latents=to_latents(vae, pictures), states=states, pooled=pooled)
+
+    pairs = None
+    if config.objective.pair_count:
+        pairs = make_pairs(config, parent, teacher, encode, source, null_states, rank)
+    return World(student=student, teacher=teacher, vae=vae, null_states=null_states, real=real, pairs=pairs)  # type: ignore[arg-type]
+
+
+def token_ids(checkpoint: Checkpoint, prompts: list[str]) -> torch.Tensor:
+    """Return the padded token ids (b, n) of prompts."""
+    tokens = checkpoint.tokenizer()(
+        prompts, padding="max_length", truncation=True, max_length=checkpoint.text_length, return_tensors="pt"
+    )
+    return tokens.input_ids  # type: ignore[no-any-return]
+
+
+def text_function(checkpoint: Checkpoint) -> Any:
+    """Return ``encode(ids) -> (states (b, n, d), pooled (b, d))`` over the frozen text encoder."""
+    import torch
+
+    model = checkpoint.load("text_encoder")
+
+    def encode(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.no_grad():
+            out = model(ids)
+        return out.last_hidden_state, out.pooler_output
+
+    return encode
+
+
+def to_latents(vae: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+    """Encode pictures (b, 3, h, w) in [-1, 1] into scaled latents, KL or Tiny autoencoder."""
+    import torch
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
+        encoded = vae.encode(pictures)  # type: ignore[operator]
+    latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+    return (latents * vae.config["scaling_factor"]).float()  # type: ignore[index,no-any-return,operator]
+
+
+def make_pairs(
+    config: DistillConfig,
+    parent: Checkpoint,
+    teacher: Any,
+    encode: Any,
+    source: Any,
+    null_states: torch.Tensor,
+    rank: Rank,
+) -> Any:
+    """Cache the teacher pictures that the objective wants; return the function that draws from them."""
+    import torch
+
+    from flashbulb.distill.pairs import CHUNK, cache_pairs, load_pairs
+
+    objective = config.objective
+    key = f"{parent.sha256()}/{config.data}/{objective.pair_steps}/{objective.pair_guidance}"
+    folder = Path(config.out).parent / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+
+    def prompts(chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = token_ids(parent, source.draw(CHUNK, random.Random(chunk))[1])
+        return ids, encode(ids)[0]
+
+    cache_pairs(
+        folder, objective.pair_count, teacher=teacher, prompts=prompts, null_states=null_states,
+        shape=parent.latent_shape, steps=objective.pair_steps, guidance=objective.pair_guidance,
+        rank=(rank.index, rank.count), on_chunk=lambda done, total: log.info("teacher pictures: %d of %d chunks", done, total),
+    )  # fmt: skip
+    if rank.count > 1:
+        torch.distributed.barrier()
+    ids, noise, endpoint = load_pairs(folder, objective.pair_count)
+
+    def draw(count: int, rng: StepRng) -> Pairs:
+        rows = torch.randint(len(noise), (count,), generator=rng.torch)
+        return Pairs(noise=noise[rows], endpoint=endpoint[rows], states=encode(ids[rows])[0])
+
+    return draw
+
+
+GRID_PROMPTS = (
+    "a glossy red apple on a white background", "a noto penguin on a blue background",
+    "a cartoon rocket on a purple background", "a flat hamburger on a yellow background",
+    "a classic fox on a green background", "a blob tulip on a pink background",
+    "a bold owl on an orange background", "a glossy soccer ball on a gray background",
+)  # fmt: skip
+
+
+def _sample_grid(world: World, parent: Checkpoint, file: Path) -> None:
+    """Save one-step pictures of the present student for eight prompts and two noises."""
+    import torch
+    from PIL import Image
+
+    states = text_function(parent)(token_ids(parent, list(GRID_PROMPTS)))[0].repeat(2, 1, 1)
+    noise = torch.randn((len(states), *parent.latent_shape), generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        x0 = world.student(noise, torch.full((len(noise),), world.student.schedule.terminal), states)
+        pictures = world.decode(x0).clamp(-1, 1)
+    rows = [torch.cat(list(row), 2) for row in pictures.chunk(2)]
+    grid = ((torch.cat(rows, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid).save(file)

@@ -1,0 +1,1 @@
+"""Recipe and trainer of the embedded teacher."""

@@ -1,0 +1,158 @@
+"""Train the autoencoder of the embedded world: 64 px pictures <-> 8 x 8 x 16 latents.
+
+A standard diffusers ``AutoencoderKL`` (no patches, so no block edges). Loss: L1 + squared error + a little
+distance of frozen ImageNet features; latents are perturbed in training, so that the decoder forgives small errors
+of the denoiser, and whitened at the end, which folds exactly into the 1 x 1 (post-)quantization convolutions.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+
+from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL
+
+    from flashbulb.distill.data.stickers import Stickers
+
+
+class AutoencoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Architecture and training of the autoencoder."""
+
+    channels: tuple[int, ...] = (16, 32, 64, 128)
+    """Width of each resolution, from pixels to latents."""
+    latent_channels: int = 16
+    """Channels of the latent."""
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1.5e-3
+    """Peak learning rate of Adam."""
+    latent_noise: float = 0.08
+    """Standard deviation of the noise added to unit-variance latents in training."""
+    prior_weight: float = 1e-2
+    """Weight of the pull of the latents' mean and variance towards 0 and 1."""
+    feature_weight: float = 0.2
+    """Weight of the distance of frozen features; 0 trains without them."""
+    loop: LoopConfig = LoopConfig(steps=2400, batch=32, ema=0.995)
+    """Length and bookkeeping."""
+
+
+def build(config: AutoencoderConfig, size: int) -> AutoencoderKL:
+    """Make an untrained autoencoder."""
+    from diffusers import AutoencoderKL
+
+    depth = len(config.channels)
+    return AutoencoderKL(
+        in_channels=3, out_channels=3, sample_size=size, block_out_channels=config.channels,
+        down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
+        layers_per_block=1, latent_channels=config.latent_channels, norm_num_groups=8,
+        mid_block_add_attention=False, scaling_factor=1.0,
+    )  # fmt: skip
+
+
+def train(
+    config: AutoencoderConfig, data: Stickers, out: Path, *, on_step: OnStep | None = None
+) -> AutoencoderKL:
+    """Train (or go on training) in ``out`` and return the whitened autoencoder with averaged weights."""
+    import torch
+
+    from flashbulb.distill.data.stickers import draw
+    from flashbulb.distill.distributed import average_gradients
+    from flashbulb.distill.features import efficientnet
+
+    torch.manual_seed(config.loop.seed)
+    rank = Rank.current()
+    model = build(config, data.size)
+    features = efficientnet("lite0") if config.feature_weight else None
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
+    )
+    state = State({"vae": model}, {"vae": optimizer}, averaged=("vae",))
+    pool = data.select("train")
+
+    def update(step: int, rng: StepRng) -> dict[str, float]:
+        pictures = data.composite(*draw(pool, config.loop.batch // rank.count, rng.python))
+        parts = losses(model, pictures, config, rng, features)
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        average_gradients(model.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
+        return {k: v.item() for k, v in parts.items()}
+
+    run_loop(config.loop, state, update, out, on_step=on_step)
+    state.use_ema()
+    whiten(model, data)
+    return model.eval().requires_grad_(False)
+
+
+def losses(
+    model: AutoencoderKL,
+    pictures: torch.Tensor,
+    config: AutoencoderConfig,
+    rng: StepRng,
+    features: torch.nn.Module | None,
+) -> dict[str, torch.Tensor]:
+    """Return the loss and its parts for pictures (b, 3, h, w) in [-1, 1]."""
+    import torch
+
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = model.encode(pictures).latent_dist.mean
+        noise = torch.randn(latents.shape, generator=rng.torch)
+        decoded = model.decode(latents + config.latent_noise * noise).sample.float()
+    latents = latents.float()
+    error = decoded - pictures
+    prior = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
+    parts = {"l1": error.abs().mean(), "mse": error.square().mean(), "prior": prior}
+    loss = parts["l1"] + parts["mse"] + config.prior_weight * prior
+    if features is not None:
+        parts["features"] = feature_distance(features, decoded, pictures)
+        loss = loss + config.feature_weight * parts["features"]
+    return parts | {"loss": loss}
+
+
+def feature_distance(model: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared distance of unit-length early features of two picture batches (cf. LPIPS, 1801.03924)."""
+    import torch
+
+    from flashbulb.distill.features import feature_maps, to_network
+
+    total = torch.zeros(())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = feature_maps(model, to_network(a, a.shape[-1]), (0, 2))
+        with torch.no_grad():
+            theirs = feature_maps(model, to_network(b, b.shape[-1]), (0, 2))
+    for x, y in zip(ours, theirs, strict=True):
+        x, y = (torch.nn.functional.normalize(f.float(), dim=1) for f in (x, y))
+        total = total + (x - y).square().sum(1).mean()
+    return total
+
+
+def whiten(model: AutoencoderKL, data: Stickers) -> None:
+    """Give every latent channel mean 0 and variance 1 over the training pictures, exactly undone in the decoder."""
+    import torch
+
+    latents = encode_all(model, data)
+    mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    with torch.no_grad():
+        half = model.config["latent_channels"]
+        model.quant_conv.weight[:half] /= std[:, None, None, None]
+        model.quant_conv.bias[:half] = (model.quant_conv.bias[:half] - mean) / std
+        model.post_quant_conv.bias += model.post_quant_conv.weight[:, :, 0, 0] @ mean
+        model.post_quant_conv.weight *= std[None, :, None, None]
+
+
+def encode_all(model: AutoencoderKL, data: Stickers, background: str = "white") -> torch.Tensor:
+    """Return the latents (n, c, h, w) of all training stickers on one background."""
+    import torch
+
+    pool = data.select("train")
+    with torch.inference_mode():
+        return torch.cat([
+            model.encode(data.composite(pool[i : i + 64], [background] * len(pool[i : i + 64]))).latent_dist.mean
+            for i in range(0, len(pool), 64)
+        ])  # fmt: skip

@@ -1,0 +1,167 @@
+"""Train the teacher's denoiser: a latent diffusion UNet with v-prediction (arXiv 2202.00512, 2112.10752).
+
+Latents of every training sticker on every background are computed once; text states on the fly, because captions
+vary. A tenth of the captions is dropped for classifier-free guidance (arXiv 2207.12598).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from flashbulb.distill.data.words import BACKGROUNDS
+from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
+from flashbulb.distill.schedule import alphas_cumprod
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizerFast
+
+    from flashbulb.distill.data.stickers import Stickers
+
+SCHEDULER: dict[str, Any] = {
+    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False,
+    "set_alpha_to_one": True, "steps_offset": 1,
+}  # fmt: skip
+"""Stable Diffusion's schedule, with v-prediction."""
+
+
+class DenoiserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Architecture and training of the UNet."""
+
+    channels: tuple[int, ...] = (96, 160, 160)
+    """Width of each resolution; attention at all but the first."""
+    layers: int = 1
+    """ResNet blocks of each resolution."""
+    head_width: int = 32
+    """Channels of one attention head."""
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 8e-4
+    """Peak learning rate of AdamW."""
+    drop_caption: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
+    """Share of captions replaced by the empty one."""
+    iconic_weight: Annotated[float, msgspec.Meta(ge=1)] = 2.0
+    """How much more often a sticker of an iconic concept is drawn."""
+    loop: LoopConfig = LoopConfig(steps=12000, batch=64, ema=0.999, warmup=200)
+    """Length and bookkeeping."""
+
+
+def build(
+    config: DenoiserConfig, *, latent_channels: int, latent_size: int, text_width: int
+) -> UNet2DConditionModel:
+    """Make an untrained UNet."""
+    from diffusers import UNet2DConditionModel
+
+    inner = len(config.channels) - 1
+    return UNet2DConditionModel(
+        sample_size=latent_size, in_channels=latent_channels, out_channels=latent_channels,
+        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * inner),
+        up_block_types=(*("CrossAttnUpBlock2D",) * inner, "UpBlock2D"),
+        block_out_channels=config.channels, layers_per_block=config.layers, cross_attention_dim=text_width,
+        attention_head_dim=tuple(c // config.head_width for c in config.channels), norm_num_groups=32,
+    )  # fmt: skip
+
+
+def all_latents(vae: AutoencoderKL, data: Stickers, file: Path) -> torch.Tensor:
+    """Return the latents (backgrounds, n, c, h, w), fp16, of every sticker; cached in ``file``."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    if not file.is_file():
+        if Rank.current().index == 0:
+            rows = []
+            with torch.inference_mode():
+                for background in BACKGROUNDS:
+                    rows.append(torch.cat([
+                        vae.encode(data.composite(b := data.items[i : i + 64], [background] * len(b))).latent_dist.mean
+                        for i in range(0, len(data.items), 64)
+                    ]))  # fmt: skip
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_file({"latents": torch.stack(rows).half()}, file.with_suffix(".partial"))
+            file.with_suffix(".partial").rename(file)
+        if Rank.current().count > 1:
+            torch.distributed.barrier()
+    return load_file(file)["latents"]
+
+
+def train(
+    config: DenoiserConfig,
+    parts: tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizerFast],
+    data: Stickers,
+    out: Path,
+    *,
+    on_step: OnStep | None = None,
+    start: dict[str, torch.Tensor] | None = None,
+) -> UNet2DConditionModel:
+    """Train (or go on training) in ``out`` and return the UNet with averaged weights.
+
+    Args:
+        config: architecture and training.
+        parts: the frozen autoencoder, text encoder and tokenizer.
+        data: the stickers; only their train split is used.
+        out: run folder.
+        on_step: progress callback.
+        start: weights to start from instead of random ones.
+    """
+    import torch
+
+    from flashbulb.distill.distributed import average_gradients
+
+    vae, text, tokenizer = parts
+    torch.manual_seed(config.loop.seed)
+    rank = Rank.current()
+    latents = all_latents(vae, data, out / "latents.safetensors")
+    model = build(
+        config,
+        latent_channels=latents.shape[2],
+        latent_size=latents.shape[-1],
+        text_width=text.config.hidden_size,
+    )
+    if start is not None:
+        model.load_state_dict(start)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+    )
+    state = State({"unet": model}, {"unet": optimizer}, averaged=("unet",))
+    pool = data.select("train")
+    iconic = {s.index for s in data.select("train", iconic=True)}
+    weights = [config.iconic_weight if s.index in iconic else 1.0 for s in pool]
+    products = torch.from_numpy(alphas_cumprod(SCHEDULER)).float()
+
+    def update(step: int, rng: StepRng) -> dict[str, float]:
+        # A batch of latents and text states.
+        count = config.loop.batch // rank.count
+        stickers = rng.python.choices(pool, weights=weights, k=count)
+        grounds = rng.python.choices(range(len(BACKGROUNDS)), k=count)
+        captions = data.captions(stickers, [list(BACKGROUNDS)[g] for g in grounds], rng.python)
+        captions = ["" if rng.python.random() < config.drop_caption else c for c in captions]
+        x0 = latents[grounds, [s.index for s in stickers]].float()
+        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            states = text(tokens).last_hidden_state
+
+        # Noise it, predict v, learn; stratified timesteps lower the variance of the gradient.
+        t = (
+            (torch.randperm(count, generator=rng.torch) + torch.rand(count, generator=rng.torch))
+            / count
+            * 1000
+        ).long()
+        alpha, sigma = (f[t].sqrt().view(-1, 1, 1, 1) for f in (products, 1 - products))
+        noise = torch.randn(x0.shape, generator=rng.torch)
+        with torch.autocast("cpu", torch.bfloat16):
+            v = model(alpha * x0 + sigma * noise, t, states).sample.float()
+        loss = (v - (alpha * noise - sigma * x0)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        average_gradients(model.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if torch.isfinite(norm):
+            optimizer.step()
+        return {"loss": loss.item(), "grad_norm": norm.item()}
+
+    run_loop(config.loop, state, update, out, on_step=on_step)
+    state.use_ema()
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,130 @@
+"""``flashbulb teach``: train the embedded teacher from the embedded data, resumable and multi-process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from flashbulb.distill.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Lineage,
+    LineageEntry,
+    replace_folder,
+    tool_versions,
+    write_lineage,
+)
+from flashbulb.distill.loop import OnStep, Rank
+from flashbulb.distill.teacher.autoencoder import AutoencoderConfig
+from flashbulb.distill.teacher.denoiser import SCHEDULER, DenoiserConfig
+from flashbulb.distill.teacher.text_encoder import TextConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import torch
+
+log = logging.getLogger(__name__)
+
+ATTRIBUTION = (
+    "Trained on emoji drawings of Noto Emoji (Apache-2.0, Google), Fluent Emoji (MIT, Microsoft), "
+    "Twemoji (CC BY 4.0, Twitter and contributors), FxEmojis (Apache-2.0, Mozilla) and EmojiTwo/EmojiOne 2 (CC BY 4.0)."
+)
+
+
+class TeachConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Train the embedded text-to-sticker teacher."""
+
+    out: str = "runs/teacher"
+    """Run folder; the checkpoint is written to ``OUT/checkpoint``."""
+    processes: Annotated[int, msgspec.Meta(gt=0)] = 2
+    """Data-parallel processes on this machine."""
+    reuse: str = ""
+    """A checkpoint whose autoencoder, tokenizer and text encoder are kept, and whose UNet is trained further."""
+    autoencoder: AutoencoderConfig = AutoencoderConfig()
+    """Pictures <-> latents."""
+    text: TextConfig = TextConfig()
+    """Prompt -> states."""
+    denoiser: DenoiserConfig = DenoiserConfig()
+    """Noise -> latents."""
+
+
+def run(config: TeachConfig, *, on_step: OnStep | None = None) -> Path:
+    """Train all three parts in turn and return the folder of the checkpoint; a killed run continues."""
+    from flashbulb.distill.distributed import launch
+
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+    launch(_worker, config.processes, config, on_step if config.processes == 1 else None)
+    return out / "checkpoint"
+
+
+def _worker(config: TeachConfig, on_step: OnStep | None) -> None:
+    from flashbulb.distill.data.stickers import Stickers
+    from flashbulb.distill.distributed import join
+    from flashbulb.distill.teacher import autoencoder, denoiser, text_encoder
+
+    join()
+    out, data, start = Path(config.out), Stickers(), None
+    if config.reuse:
+        parent = Checkpoint.open(config.reuse)
+        vae, text, tokenizer = parent.load("vae"), parent.load("text_encoder"), parent.tokenizer()
+        start = parent.load("unet").state_dict()
+    else:
+        tokenizer = text_encoder.make_tokenizer(
+            config.text, sorted({s.concept for s in data.items}), out / f"tokenizer-{Rank.current().index}"
+        )
+        vae = autoencoder.train(config.autoencoder, data, out / "autoencoder", on_step=on_step)
+        text = text_encoder.train(config.text, tokenizer, data, out / "text", on_step=on_step)
+    unet = denoiser.train(
+        config.denoiser, (vae, text, tokenizer), data, out / "denoiser", on_step=on_step, start=start
+    )  # type: ignore[arg-type]
+    if Rank.current().index == 0:
+        modules = {"vae": vae, "text_encoder": text, "unet": unet}
+        write_checkpoint(
+            out / "checkpoint", modules, tokenizer, stage="teach", config=msgspec.to_builtins(config)
+        )
+
+
+def write_checkpoint(
+    out: Path, modules: Mapping[str, torch.nn.Module], tokenizer: Any, *, stage: str, config: dict[str, Any],
+    dtype: str = "float16",
+) -> Checkpoint:  # fmt: skip
+    """Write a new Stable Diffusion folder from its modules; atomic.
+
+    Raises:
+        CheckpointError: when a module is missing.
+    """
+    import copy
+
+    import torch
+    from diffusers import DDIMScheduler
+
+    if missing := {"vae", "text_encoder", "unet"} - set(modules):
+        raise CheckpointError(f"wanted vae, text_encoder and unet, got no {sorted(missing)}")
+    temporary = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    for folder, module in modules.items():
+        stored = copy.deepcopy(module).to(getattr(torch, dtype))
+        stored.save_pretrained(temporary / folder, safe_serialization=True)  # type: ignore[operator]
+    tokenizer.save_pretrained(temporary / "tokenizer")
+    DDIMScheduler(**SCHEDULER).save_pretrained(temporary / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
+        "requires_safety_checker": False, "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", type(modules["vae"]).__name__],
+    }  # fmt: skip
+    (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (temporary / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n")
+    entry = LineageEntry(stage=stage, config=config, versions=tool_versions())
+    write_lineage(temporary, Lineage(entries=(entry,)))
+    replace_folder(temporary, out)
+    return Checkpoint.open(out)

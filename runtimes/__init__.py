@@ -1,0 +1,1 @@
+"""Run a bundle, compare it with PyTorch, time it, and show it."""

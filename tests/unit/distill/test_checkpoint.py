@@ -1,0 +1,115 @@
+"""Checkpoints: what opens, what is refused and how, and that diffusers opens what we write."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, replace_folder
+
+
+@pytest.fixture
+def copy(tiny_sd, tmp_path):
+    return shutil.copytree(tiny_sd, tmp_path / "copy")
+
+
+def test_opens_a_stable_diffusion_folder(tiny_sd):
+    checkpoint = Checkpoint.open(tiny_sd)
+    assert checkpoint.components() == ("text_encoder", "unet", "vae_decoder")
+    assert not checkpoint.is_sdxl
+    assert checkpoint.latent_shape == (4, 8, 8)
+    assert checkpoint.text_length == 77
+    assert not any(p.requires_grad for p in checkpoint.load("unet").parameters())
+
+
+def test_opens_a_stable_diffusion_xl_folder(tiny_sdxl):
+    checkpoint = Checkpoint.open(tiny_sdxl)
+    assert checkpoint.is_sdxl
+    assert checkpoint.components()[1] == "text_encoder_2"
+
+
+def test_derive_writes_what_diffusers_opens(tiny_sd, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    parent = Checkpoint.open(tiny_sd)
+    unet = parent.load("unet")
+    with torch.no_grad():
+        unet.conv_out.weight.mul_(2)
+    child = parent.derive(
+        tmp_path / "child", stage="test", config={"a": 1}, replace={"unet": unet}, metrics={"m": 1.5}
+    )
+    opened = DiffusionPipeline.from_pretrained(child.path, use_safetensors=True)
+    assert torch.equal(opened.unet.conv_out.weight, unet.conv_out.weight)
+    entry = child.lineage.entries[-1]
+    assert (entry.stage, entry.parent_sha256, entry.metrics) == ("test", parent.sha256(), {"m": 1.5})
+    assert child.sha256() != parent.sha256()
+
+
+def test_lineage_is_appended_to_never_rewritten(tiny_sd, tmp_path):
+    first = Checkpoint.open(tiny_sd).derive(tmp_path / "a", stage="one", config={})
+    second = first.derive(tmp_path / "b", stage="two", config={})
+    assert second.lineage.entries[:-1] == first.lineage.entries
+    assert [e.stage for e in second.lineage.entries] == ["one", "two"]
+
+
+def test_hash_sees_every_byte(copy):
+    before = Checkpoint.open(copy).sha256()
+    file = copy / "tokenizer" / "merges.txt"
+    file.write_text(file.read_text() + "\n")
+    assert Checkpoint.open(copy).sha256() != before
+
+
+def test_pickled_weights_are_refused_by_name(copy):
+    weights = next((copy / "unet").glob("*.safetensors"))
+    weights.rename(weights.with_name("diffusion_pytorch_model.bin"))
+    with pytest.raises(CheckpointError, match=r"diffusion_pytorch_model\.bin.*can run code"):
+        Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize(
+    "missing", ["unet", "vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"]
+)
+def test_a_missing_part_is_named(copy, missing):
+    target = copy / missing
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with pytest.raises(CheckpointError, match=missing):
+        Checkpoint.open(copy)
+
+
+def test_a_file_that_is_no_safetensors(copy):
+    next((copy / "unet").glob("*.safetensors")).write_bytes(b"\xff" * 64)
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
+        Checkpoint.open(copy)
+
+
+def test_broken_json_is_named(copy):
+    (copy / "model_index.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"model_index\.json is not valid JSON"):
+        Checkpoint.open(copy)
+
+
+def test_no_such_checkpoint(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(CheckpointError, match="no checkpoint 'nobody/nothing'"):
+        Checkpoint.open("nobody/nothing")
+
+
+def test_unknown_embedded_name():
+    with pytest.raises(CheckpointError, match="teacher"):
+        Checkpoint.open("embedded:critic")
+
+
+def test_a_wrong_lineage_is_named(copy):
+    (copy / "lineage.json").write_text(json.dumps({"schema_version": 999}))
+    with pytest.raises(CheckpointError, match=r"lineage\.json"):
+        Checkpoint.open(copy)
+
+
+def test_replacing_leaves_no_debris(tmp_path):
+    for name in ("old", "new"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).touch()
+    replace_folder(tmp_path / "new", tmp_path / "old")
+    assert [p.name for p in tmp_path.iterdir()] == ["old"]
+    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new"]
