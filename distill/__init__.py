@@ -1,0 +1,1 @@
+"""Teacher to student: the only stage that trains."""

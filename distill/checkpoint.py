@@ -266,7 +266,8 @@ def _download(source: str, revision: str | None) -> Path:
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise CheckpointError(
             f"no checkpoint {source!r}: it is no local folder, and the Hub gave no such model "
-            f"({type(error).__name__}). Give a diffusers folder, a reachable Hub id, embedded:teacher or embedded:student"
+            f"({type(error).__name__}). Give a diffusers folder, a reachable Hub id, "
+            "embedded:teacher or embedded:student"
         ) from error
 
 

@@ -1,7 +1,8 @@
-"""The adversarial critic of ADD: light heads on frozen features (arXiv 2311.17042, section 3.2; StyleGAN-T, 2301.09515).
+"""The adversarial critic of ADD: light heads on frozen features (arXiv 2311.17042, section 3.2).
 
-The feature network never trains; each head sees one feature map, reads it with spectrally normalised convolutions
-and compares it with the text by projection (arXiv 1802.05637). R1 is taken at the *input of the heads*.
+The feature network never trains; each head sees one feature map, reads it with spectrally normalised
+convolutions and compares it with the text by projection (arXiv 1802.05637). R1 is taken at the *input of the
+heads*.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ def make_head(channels: int, text_width: int, width: int = 64) -> nn.Module:
             )
             self.residual = nn.Sequential(
                 spectral_norm(nn.Conv2d(width, width, 3, padding=1, padding_mode="circular")),
-                nn.GroupNorm(8, width), nn.LeakyReLU(0.2),
-            )  # fmt: skip
+                nn.GroupNorm(8, width),
+                nn.LeakyReLU(0.2),
+            )
             self.outward = spectral_norm(nn.Conv2d(width, width, 1))
             self.text = nn.Linear(text_width, width)
 
@@ -60,7 +62,7 @@ class Critic:
         self.heads = nn.ModuleList(make_head(m.shape[1], text_width) for m in maps)
 
     def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """Return the frozen feature maps of pictures (b, 3, h, w) in [-1, 1]; gradients reach the pictures."""
+        """Return the frozen maps of pictures (b, 3, h, w) in [-1, 1]; gradients reach the pictures."""
         import torch
 
         from flashbulb.distill.features import feature_maps, to_network
@@ -83,7 +85,7 @@ def hinge_critic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
 
 
 def r1(logits: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
-    """Return R1 (arXiv 1801.04406) at the head inputs: mean over the batch of the squared gradient of the logits.
+    """Return R1 (arXiv 1801.04406) at the head inputs: the batch mean of the squared gradient.
 
     ``features`` must have required gradients before the heads saw them.
     """

@@ -1,6 +1,7 @@
 """Denoisers behind one face: whatever the network predicts (eps, v, x0), outside all is x0.
 
-Conversions follow ``z_t = alpha_t x0 + sigma_t eps`` and ``v = alpha_t eps - sigma_t x0`` (arXiv 2202.00512, app. D).
+Conversions follow ``z_t = alpha_t x0 + sigma_t eps`` and ``v = alpha_t eps - sigma_t x0`` (arXiv 2202.00512,
+app. D).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Schedule:
     def add_noise(
         self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, *, zero_snr: bool
     ) -> torch.Tensor:
-        """Return z_t; with ``zero_snr`` the input at the terminal timestep is exactly ``eps`` (arXiv 2305.08891)."""
+        """Return z_t; with ``zero_snr`` it is exactly ``eps`` at the terminal timestep (arXiv 2305.08891)."""
         import torch
 
         alpha, sigma = self.at(t)

@@ -1,7 +1,7 @@
 """Data-parallel processes: start them, and average gradients over them.
 
-Two one-thread processes train faster on two cores than one process with two threads, whose OpenMP barriers stall
-when anything else runs.
+Two one-thread processes train faster on two cores than one process with two threads, whose OpenMP barriers
+stall when anything else runs.
 """
 
 from __future__ import annotations
@@ -23,9 +23,14 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", run_id="flashbulb", max_restarts=0,
-    )  # fmt: skip
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="flashbulb",
+        max_restarts=0,
+    )
     elastic_launch(config, function)(*arguments)
 
 

@@ -114,7 +114,7 @@ class State:
                     value.copy_(present[key])
 
     def save(self, folder: Path) -> None:
-        """Write the state into ``folder``: one safetensors file and one JSON, the JSON last, both renamed in."""
+        """Write the state into ``folder`` as one safetensors file, renamed in when it is whole."""
         from safetensors.torch import save_file
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,9 +126,11 @@ class State:
         for name, optimizer in self.optimizers.items():
             tensors |= _optimizer_tensors(f"optimizer/{name}", optimizer)
         partial = folder / ".state.partial"
-        save_file({k: v.detach().contiguous().clone() for k, v in tensors.items()}, partial, {
-            "step": str(self.step), "skipped": str(self.skipped)
-        })  # fmt: skip
+        save_file(
+            {k: v.detach().contiguous().clone() for k, v in tensors.items()},
+            partial,
+            {"step": str(self.step), "skipped": str(self.skipped)},
+        )
         os.replace(partial, folder / "state.safetensors")
 
     def load(self, folder: Path) -> bool:
@@ -187,10 +189,10 @@ def run_loop(
     on_step: OnStep | None = None,
     on_save: Callable[[int], None] | None = None,
 ) -> None:
-    """Train: call ``update(step, rng)`` until ``config.steps`` and keep ``out/state`` and ``out/stats.jsonl``.
+    """Train: call ``update(step, rng)`` up to ``config.steps``; keep ``out/state`` and ``out/stats.jsonl``.
 
-    ``update`` does forward, backward and optimizer steps and returns statistics; when a returned ``loss`` is not
-    finite it must have left the weights alone.
+    ``update`` does forward, backward and optimizer steps and returns statistics; when a returned ``loss`` is
+    not finite it must have left the weights alone.
 
     Raises:
         FloatingPointError: after ``config.max_skipped`` steps with a non-finite loss.

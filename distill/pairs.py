@@ -34,7 +34,7 @@ def cache_pairs(
         out: folder of the cache.
         count: pictures in all.
         teacher: the frozen teacher.
-        prompts: ``prompts(chunk)`` -> (token ids (64, n), text states (64, n, d)), a pure function of the chunk.
+        prompts: ``prompts(chunk)`` -> (token ids (64, n), text states (64, n, d)), pure.
         null_states: states of the empty prompt, (1, n, d).
         shape: latent shape (c, h, w).
         steps: DDIM steps.

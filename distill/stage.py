@@ -6,7 +6,7 @@ import hashlib
 import logging
 import random
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
@@ -18,6 +18,7 @@ from flashbulb.distill.objectives.base import Batch, Pairs, World
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import AutoencoderKL
 
 log = logging.getLogger(__name__)
 
@@ -94,14 +95,18 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
     if rank.index == 0:
         state.use_ema()
         plain: dict[str, Any] = msgspec.to_builtins(config)
-        parent.derive(out / "student", stage="distill", config=plain, replace={"unet": world.student.unet},
-                      scheduler={"timestep_spacing": "trailing"}, metrics={"steps": state.step, "skipped": state.skipped})  # fmt: skip
+        parent.derive(
+            out / "student",
+            stage="distill",
+            config=plain,
+            replace={"unet": world.student.unet},
+            scheduler={"timestep_spacing": "trailing"},
+            metrics={"steps": state.step, "skipped": state.skipped},
+        )
 
 
 def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
     """Load the networks and prepare the data of a distillation."""
-    import torch
-
     from flashbulb.distill.data.captioned import open_source
     from flashbulb.distill.denoiser import Denoiser, Schedule
 
@@ -109,7 +114,8 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
     teacher = Denoiser(parent.load("unet"), schedule)
     start = Checkpoint.open(config.student) if config.student else parent
     student = Denoiser(start.load("unet").requires_grad_(True), schedule)
-    vae, encode = parent.load("vae"), text_function(parent)
+    vae = cast("AutoencoderKL", parent.load("vae"))
+    encode = text_function(parent)
     source = open_source(config.data, parent.image_size)
     null_states = encode(token_ids(parent, [""]))[0]
 
@@ -121,7 +127,7 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
     pairs = None
     if config.objective.pair_count:
         pairs = make_pairs(config, parent, teacher, encode, source, null_states, rank)
-    return World(student=student, teacher=teacher, vae=vae, null_states=null_states, real=real, pairs=pairs)  # type: ignore[arg-type]
+    return World(student=student, teacher=teacher, vae=vae, null_states=null_states, real=real, pairs=pairs)
 
 
 def token_ids(checkpoint: Checkpoint, prompts: list[str]) -> torch.Tensor:
@@ -129,7 +135,7 @@ def token_ids(checkpoint: Checkpoint, prompts: list[str]) -> torch.Tensor:
     tokens = checkpoint.tokenizer()(
         prompts, padding="max_length", truncation=True, max_length=checkpoint.text_length, return_tensors="pt"
     )
-    return tokens.input_ids  # type: ignore[no-any-return]
+    return tokens.input_ids
 
 
 def text_function(checkpoint: Checkpoint) -> Any:
@@ -146,14 +152,14 @@ def text_function(checkpoint: Checkpoint) -> Any:
     return encode
 
 
-def to_latents(vae: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+def to_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Encode pictures (b, 3, h, w) in [-1, 1] into scaled latents, KL or Tiny autoencoder."""
     import torch
 
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
-        encoded = vae.encode(pictures)  # type: ignore[operator]
+        encoded = vae.encode(pictures)
     latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
-    return (latents * vae.config["scaling_factor"]).float()  # type: ignore[index,no-any-return,operator]
+    return (latents * vae.config["scaling_factor"]).float()
 
 
 def make_pairs(
@@ -179,10 +185,17 @@ def make_pairs(
         return ids, encode(ids)[0]
 
     cache_pairs(
-        folder, objective.pair_count, teacher=teacher, prompts=prompts, null_states=null_states,
-        shape=parent.latent_shape, steps=objective.pair_steps, guidance=objective.pair_guidance,
-        rank=(rank.index, rank.count), on_chunk=lambda done, total: log.info("teacher pictures: %d of %d chunks", done, total),
-    )  # fmt: skip
+        folder,
+        objective.pair_count,
+        teacher=teacher,
+        prompts=prompts,
+        null_states=null_states,
+        shape=parent.latent_shape,
+        steps=objective.pair_steps,
+        guidance=objective.pair_guidance,
+        rank=(rank.index, rank.count),
+        on_chunk=lambda done, total: log.info("teacher pictures: %d of %d chunks", done, total),
+    )
     if rank.count > 1:
         torch.distributed.barrier()
     ids, noise, endpoint = load_pairs(folder, objective.pair_count)
@@ -195,11 +208,15 @@ def make_pairs(
 
 
 GRID_PROMPTS = (
-    "a glossy red apple on a white background", "a noto penguin on a blue background",
-    "a cartoon rocket on a purple background", "a flat hamburger on a yellow background",
-    "a classic fox on a green background", "a blob tulip on a pink background",
-    "a bold owl on an orange background", "a glossy soccer ball on a gray background",
-)  # fmt: skip
+    "a glossy red apple on a white background",
+    "a noto penguin on a blue background",
+    "a cartoon rocket on a purple background",
+    "a flat hamburger on a yellow background",
+    "a classic fox on a green background",
+    "a blob tulip on a pink background",
+    "a bold owl on an orange background",
+    "a glossy soccer ball on a gray background",
+)
 
 
 def _sample_grid(world: World, parent: Checkpoint, file: Path) -> None:

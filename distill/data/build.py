@@ -1,7 +1,7 @@
 """Build the embedded sticker data from freely licensed emoji packages, deterministically.
 
-``python -m flashbulb.distill.data.build`` fetches seven npm packages of SVG drawings (and one of names), renders
-each drawing once with resvg and writes one Parquet file of lossless WebP pictures.
+``python -m flashbulb.distill.data.build`` fetches seven npm packages of SVG drawings (and one of names),
+renders each drawing once with resvg and writes one Parquet file of lossless WebP pictures.
 """
 
 from __future__ import annotations
@@ -34,21 +34,48 @@ NAMES = "emojibase-data@17.0.0"
 GROUPS = {3, 4, 5, 6, 7}
 """emojibase groups taken: animals and nature, food, travel, activities, objects."""
 FACES = {
-    "grinning face", "smiling face with heart-eyes", "smiling face with sunglasses", "winking face", "crying face",
-    "loudly crying face", "angry face", "sleeping face", "nerd face", "cowboy hat face", "face with tears of joy",
-    "thinking face", "skull", "ghost", "alien", "alien monster", "robot", "clown face", "pile of poo", "red heart",
-    "yellow heart", "green heart", "blue heart", "purple heart", "broken heart", "heart with arrow", "kiss mark",
-    "collision", "see-no-evil monkey", "smiling face with horns",
-}  # fmt: skip
+    "grinning face",
+    "smiling face with heart-eyes",
+    "smiling face with sunglasses",
+    "winking face",
+    "crying face",
+    "loudly crying face",
+    "angry face",
+    "sleeping face",
+    "nerd face",
+    "cowboy hat face",
+    "face with tears of joy",
+    "thinking face",
+    "skull",
+    "ghost",
+    "alien",
+    "alien monster",
+    "robot",
+    "clown face",
+    "pile of poo",
+    "red heart",
+    "yellow heart",
+    "green heart",
+    "blue heart",
+    "purple heart",
+    "broken heart",
+    "heart with arrow",
+    "kiss mark",
+    "collision",
+    "see-no-evil monkey",
+    "smiling face with horns",
+}
 SKIP = re.compile(
-    r"o’clock|-thirty|mailbox|moon face|speaker (low|medium)|quarter|gibbous|globe with|globe showing (asia|europe)|"
-    r"banknote|oncoming|with pen|japanese post|tram car|light rail|waxing|waning|suspension|mahjong|outbox|inbox|"
-    r"facing up|bookmark tabs|(blue|green|orange) book|page with|incoming|with arrow|e-mail|card (file|index)|fax|pager|"
-    r"yen|(2nd|3rd) place|cityscape at|tanabata|pine decoration|moon viewing|japanese dolls|face with horns|"
-    r"tear-off|level slider|control knobs|bookmark$|mobile phone with|bell with slash|hammer and|camera with flash|"
-    r"chart|clinking glasses|hourglass not|house with garden|derelict|love hotel|bank$|hotel|factory|department|"
-    r"seat$|airplane (dep|arr)|tilted right|postal horn|ballot|foggy|sunset|night with|sunrise over|map of|"
-    r"cigarette|coffin|funeral|sun behind (small|large)|motorway|railway track|kaaba|synagogue|mosque|shinto|prayer"
+    r"o’clock|-thirty|mailbox|moon face|speaker (low|medium)|quarter|gibbous|globe with|"
+    r"globe showing (asia|europe)|banknote|oncoming|with pen|japanese post|tram car|light rail|waxing|"
+    r"waning|suspension|mahjong|outbox|inbox|facing up|bookmark tabs|(blue|green|orange) book|"
+    r"page with|incoming|with arrow|e-mail|card (file|index)|fax|pager|yen|(2nd|3rd) place|"
+    r"cityscape at|tanabata|pine decoration|moon viewing|japanese dolls|face with horns|tear-off|"
+    r"level slider|control knobs|bookmark$|mobile phone with|bell with slash|hammer and|"
+    r"camera with flash|chart|clinking glasses|hourglass not|house with garden|derelict|love hotel|"
+    r"bank$|hotel|factory|department|seat$|airplane (dep|arr)|tilted right|postal horn|ballot|foggy|"
+    r"sunset|night with|sunrise over|map of|cigarette|coffin|funeral|sun behind (small|large)|"
+    r"motorway|railway track|kaaba|synagogue|mosque|shinto|prayer"
 )
 MIN_STYLES = 5
 HELD_OUT_PERCENT = 8
@@ -113,7 +140,8 @@ class IconSet:
             name = self.aliases[name]["parent"]
         icon = self.icons[name]
         width, height = icon.get("width", self.width), icon.get("height", self.height)
-        return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+        return f'<svg {names} viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
 
 
 def concepts(packages: Path) -> Iterator[tuple[str, str]]:
@@ -126,7 +154,7 @@ def concepts(packages: Path) -> Iterator[tuple[str, str]]:
 
 
 def split_of(concept: str, style: str) -> str:
-    """Return ``train``, ``combination`` (held-out style of a known concept) or ``unseen`` (held-out concept)."""
+    """Return ``train``, ``combination`` (a known concept in a held-out style) or ``unseen``."""
 
     def percent(key: str) -> float:
         return int(hashlib.sha256(key.encode()).hexdigest()[:8], 16) / 0xFFFFFFFF * 100

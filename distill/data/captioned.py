@@ -43,7 +43,7 @@ class EmbeddedSource:
 
 
 class FolderSource:
-    """A folder of pictures with ``metadata.jsonl`` lines ``{"file_name": ..., "text": ...}`` (the datasets layout)."""
+    """A folder of pictures and ``metadata.jsonl`` (keys file_name and text), as `datasets` has it."""
 
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size = folder, size

@@ -1,9 +1,9 @@
 """The embedded judge: how well pictures match their captions, by a network that no training ever sees.
 
-A picture of concept c is right when, among the prototypes of the 148 iconic concepts (mean judge feature of all
-real drawings of a concept), c's is the nearest: retrieval R@1, the sticker world's analogue of the CLIP score. The
-background is right when the median border colour is nearest to the named one. Real pictures do not reach 1 either;
-their own figure, with the picture's own style left out of the prototype, is the honest ceiling.
+A picture of concept c is right when, among the prototypes of the 148 iconic concepts (mean judge feature of
+all real drawings of a concept), c's is the nearest: retrieval R@1, the sticker world's analogue of the CLIP
+score. The background is right when the median border colour is nearest to the named one. Real pictures do not
+reach 1 either; their own figure, with a picture's own style left out of the prototype, is the honest ceiling.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Judge:
         raw = self.raw_features(pictures)
         self.mean, self.std = raw.mean(0), raw.std(0) + 1e-3
         self.real = self._normal(raw)
-        self.sums = np.stack([
-            self.real[[i for i, s in enumerate(self.reference) if s.concept == c]].sum(0) for c in ICONIC
-        ])  # fmt: skip
+        self.sums = np.stack(
+            [self.real[[i for i, s in enumerate(self.reference) if s.concept == c]].sum(0) for c in ICONIC]
+        )
         self.index = {concept: i for i, concept in enumerate(ICONIC)}
 
     def raw_features(self, pictures: torch.Tensor) -> Features:
@@ -92,9 +92,11 @@ class Judge:
         rank = (scores > scores[np.arange(len(wanted)), wanted][:, None]).sum(1)
         right = [a == b for a, b in zip(background_of(pictures), backgrounds, strict=True)]
         return Alignment(
-            retrieval_at_1=float((rank < 1).mean()), retrieval_at_10=float((rank < 10).mean()),
-            background=float(np.mean(right)), pictures=len(concepts),
-        )  # fmt: skip
+            retrieval_at_1=float((rank < 1).mean()),
+            retrieval_at_10=float((rank < 10).mean()),
+            background=float(np.mean(right)),
+            pictures=len(concepts),
+        )
 
 
 def _unit(vectors: Features) -> Features:
@@ -102,7 +104,7 @@ def _unit(vectors: Features) -> Features:
 
 
 def background_of(pictures: torch.Tensor) -> list[str]:
-    """Return the nearest named background of each picture (n, 3, h, w) in [-1, 1], by its two outermost pixels."""
+    """Return the nearest named background of each picture (n, 3, h, w), by its two outermost pixels."""
     values = ((pictures.float().numpy() + 1) * 127.5).transpose(0, 2, 3, 1)
     border = np.ones(values.shape[1:3], bool)
     border[2:-2, 2:-2] = False
@@ -115,8 +117,8 @@ def background_of(pictures: torch.Tensor) -> list[str]:
 def frechet_distance(a: Features, b: Features) -> float:
     """Return the Frechet distance of two feature sets (n, d) (FID's formula, arXiv 1706.08500, eq. 6).
 
-    ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``; the trace of the root is the sum of the singular values
-    of ``A B^T``, with A and B the centred, scaled features (QR first), so it stays exact when n < d.
+    ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``; the trace of the root is the sum of the singular
+    values of ``A B^T``, with A and B the centred, scaled features (QR first), so it stays exact when n < d.
     """
     a, b = a.astype(np.float64), b.astype(np.float64)
     centred_a, centred_b = (x - x.mean(0) for x in (a, b))

@@ -116,9 +116,14 @@ def draw_pictures(
 
 
 def _record(
-    config: EvalConfig, checkpoint: Checkpoint, judge: Judge, data: Stickers,
-    pictures: torch.Tensor, stickers: list[Sticker], backgrounds: list[str],
-) -> EvalRecord:  # fmt: skip
+    config: EvalConfig,
+    checkpoint: Checkpoint,
+    judge: Judge,
+    data: Stickers,
+    pictures: torch.Tensor,
+    stickers: list[Sticker],
+    backgrounds: list[str],
+) -> EvalRecord:
     from flashbulb.distill.metrics.judge import diversity, frechet_distance, sharpness
 
     real = data.composite(stickers, backgrounds)
@@ -131,14 +136,24 @@ def _record(
     )
     half = len(real_features) // 2
     return EvalRecord(
-        checkpoint=config.checkpoint, sha256=checkpoint.sha256(), split=config.split, steps=config.steps,
-        guidance=config.guidance, pictures=len(pictures), seed=config.seed,
-        retrieval_at_1=found.retrieval_at_1, retrieval_at_10=found.retrieval_at_10, background=found.background,
-        frechet=frechet_distance(features, real_features), diversity=diversity(judge.raw_features(again), repeated),
-        sharpness=sharpness(pictures), real_retrieval_at_1=ceiling.retrieval_at_1,
+        checkpoint=config.checkpoint,
+        sha256=checkpoint.sha256(),
+        split=config.split,
+        steps=config.steps,
+        guidance=config.guidance,
+        pictures=len(pictures),
+        seed=config.seed,
+        retrieval_at_1=found.retrieval_at_1,
+        retrieval_at_10=found.retrieval_at_10,
+        background=found.background,
+        frechet=frechet_distance(features, real_features),
+        diversity=diversity(judge.raw_features(again), repeated),
+        sharpness=sharpness(pictures),
+        real_retrieval_at_1=ceiling.retrieval_at_1,
         real_retrieval_at_10=ceiling.retrieval_at_10,
-        real_frechet_floor=frechet_distance(real_features[:half], real_features[half:]), real_sharpness=sharpness(real),
-    )  # fmt: skip
+        real_frechet_floor=frechet_distance(real_features[:half], real_features[half:]),
+        real_sharpness=sharpness(real),
+    )
 
 
 def save_grid(pictures: torch.Tensor, file: Path, *, columns: int = 12) -> None:

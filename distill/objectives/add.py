@@ -1,4 +1,4 @@
-"""Adversarial Diffusion Distillation (arXiv 2311.17042): one-step students with a critic and a frozen teacher."""
+"""Adversarial Diffusion Distillation (arXiv 2311.17042): a critic and a frozen teacher, one step."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ Weight = Annotated[float, msgspec.Meta(ge=0)]
 class Add(Objective, frozen=True, tag="add"):
     """ADD: hinge critic on frozen features plus score distillation in pixel space, N = 4 student timesteps.
 
-    Beside the paper's two terms a third keeps small students from collapsing onto few pictures: regression of the
-    one-step output onto the teacher's own multi-step picture of the same noise (``anchor``); 0 switches it off.
+    Beside the paper's two terms a third keeps small students from collapsing onto few pictures: regression of
+    the one-step output onto the teacher's own multi-step picture of the same noise (``anchor``); 0 switches
+    it off.
     """
 
     adv: Weight = 0.1
@@ -117,7 +118,7 @@ class Add(Objective, frozen=True, tag="add"):
             loss, stats = loss + anchor, stats | more
         _descend(loss, world.student.unet, optimizers["student"])
 
-        # Critic step: hinge on real (as the decoder draws it), fake and mismatched pairs, R1 at the head inputs.
+        # Critic step: hinge on real (as the decoder draws it), fake and mismatched pairs, R1 at head inputs.
         if critic is not None:
             critic_loss, more = self.critic_loss(world, critic, real, pictures.detach())
             _descend(critic_loss, critic.heads, optimizers["critic"])
@@ -125,7 +126,7 @@ class Add(Objective, frozen=True, tag="add"):
         return stats | {"loss": loss.item()}
 
     def student_output(self, world: World, real: Batch, rng: StepRng) -> torch.Tensor:
-        """Noise real latents to the student's timesteps (pure noise at the last) and predict x0 (b, c, h, w)."""
+        """Noise real latents to the student's timesteps (pure noise at the last); predict x0 (b, c, h, w)."""
         import torch
 
         count = len(real.latents)
@@ -141,7 +142,7 @@ class Add(Objective, frozen=True, tag="add"):
     def distill_loss(
         self, world: World, latents: torch.Tensor, pictures: torch.Tensor, real: Batch, rng: StepRng
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return L_distill (eq. 4): c(t) |x_student - x_teacher(sg(z_t))|^2 over pixels, with c(t) = alpha_t (exp)."""
+        """Return L_distill (eq. 4): alpha_t |x_student - x_teacher(sg(z_t))|^2 over pixels (exp)."""
         import torch
 
         schedule = world.teacher.schedule
@@ -189,8 +190,11 @@ class Add(Objective, frozen=True, tag="add"):
         wrong = critic.logits([f.detach() for f in real_features], real.pooled.roll(1, 0))
         loss = hinge_critic(on_real, on_fake) + self.mismatch * (1 + wrong).relu().mean() + self.r1 * penalty
         return loss, {
-            "critic": loss.item(), "real_logit": on_real.mean().item(), "fake_logit": on_fake.mean().item(), "r1": penalty.item()
-        }  # fmt: skip
+            "critic": loss.item(),
+            "real_logit": on_real.mean().item(),
+            "fake_logit": on_fake.mean().item(),
+            "r1": penalty.item(),
+        }
 
 
 def _descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:

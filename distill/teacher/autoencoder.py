@@ -1,8 +1,9 @@
 """Train the autoencoder of the embedded world: 64 px pictures <-> 8 x 8 x 16 latents.
 
 A standard diffusers ``AutoencoderKL`` (no patches, so no block edges). Loss: L1 + squared error + a little
-distance of frozen ImageNet features; latents are perturbed in training, so that the decoder forgives small errors
-of the denoiser, and whitened at the end, which folds exactly into the 1 x 1 (post-)quantization convolutions.
+distance of frozen ImageNet features; latents are perturbed in training, so that the decoder forgives small
+errors of the denoiser, and whitened at the end, which folds exactly into the 1 x 1 (post-)quantization
+convolutions.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
 
-    from flashbulb.distill.data.stickers import Stickers
+    from flashbulb.distill.data.stickers import Sticker, Stickers
 
 
 class AutoencoderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -46,11 +47,18 @@ def build(config: AutoencoderConfig, size: int) -> AutoencoderKL:
 
     depth = len(config.channels)
     return AutoencoderKL(
-        in_channels=3, out_channels=3, sample_size=size, block_out_channels=config.channels,
-        down_block_types=("DownEncoderBlock2D",) * depth, up_block_types=("UpDecoderBlock2D",) * depth,
-        layers_per_block=1, latent_channels=config.latent_channels, norm_num_groups=8,
-        mid_block_add_attention=False, scaling_factor=1.0,
-    )  # fmt: skip
+        in_channels=3,
+        out_channels=3,
+        sample_size=size,
+        block_out_channels=config.channels,
+        down_block_types=("DownEncoderBlock2D",) * depth,
+        up_block_types=("UpDecoderBlock2D",) * depth,
+        layers_per_block=1,
+        latent_channels=config.latent_channels,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
 
 
 def train(
@@ -116,7 +124,7 @@ def losses(
 
 
 def feature_distance(model: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared distance of unit-length early features of two picture batches (cf. LPIPS, 1801.03924)."""
+    """Return the mean squared distance of unit-length early features (cf. LPIPS, arXiv 1801.03924)."""
     import torch
 
     from flashbulb.distill.features import feature_maps, to_network
@@ -133,10 +141,10 @@ def feature_distance(model: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -
 
 
 def whiten(model: AutoencoderKL, data: Stickers) -> None:
-    """Give every latent channel mean 0 and variance 1 over the training pictures, exactly undone in the decoder."""
+    """Give every latent channel mean 0 and variance 1; the decoder undoes it exactly."""
     import torch
 
-    latents = encode_all(model, data)
+    latents = encode_all(model, data, data.select("train"), "white")
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     with torch.no_grad():
         half = model.config["latent_channels"]
@@ -146,13 +154,13 @@ def whiten(model: AutoencoderKL, data: Stickers) -> None:
         model.post_quant_conv.weight *= std[None, :, None, None]
 
 
-def encode_all(model: AutoencoderKL, data: Stickers, background: str = "white") -> torch.Tensor:
-    """Return the latents (n, c, h, w) of all training stickers on one background."""
+def encode_all(
+    model: AutoencoderKL, data: Stickers, stickers: list[Sticker], background: str
+) -> torch.Tensor:
+    """Return the latents (n, c, h, w) of stickers on one background."""
     import torch
 
-    pool = data.select("train")
+    batches = [stickers[i : i + 64] for i in range(0, len(stickers), 64)]
     with torch.inference_mode():
-        return torch.cat([
-            model.encode(data.composite(pool[i : i + 64], [background] * len(pool[i : i + 64]))).latent_dist.mean
-            for i in range(0, len(pool), 64)
-        ])  # fmt: skip
+        pictures = (data.composite(batch, [background] * len(batch)) for batch in batches)
+        return torch.cat([model.encode(p).latent_dist.mean for p in pictures])

@@ -1,7 +1,7 @@
 """Train the teacher's denoiser: a latent diffusion UNet with v-prediction (arXiv 2202.00512, 2112.10752).
 
-Latents of every training sticker on every background are computed once; text states on the fly, because captions
-vary. A tenth of the captions is dropped for classifier-free guidance (arXiv 2207.12598).
+Latents of every training sticker on every background are computed once; text states on the fly, because
+captions vary. A tenth of the captions is dropped for classifier-free guidance (arXiv 2207.12598).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import msgspec
 from flashbulb.distill.data.words import BACKGROUNDS
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.schedule import alphas_cumprod
+from flashbulb.distill.teacher.autoencoder import encode_all
 
 if TYPE_CHECKING:
     import torch
@@ -23,10 +24,16 @@ if TYPE_CHECKING:
     from flashbulb.distill.data.stickers import Stickers
 
 SCHEDULER: dict[str, Any] = {
-    "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction", "timestep_spacing": "trailing", "clip_sample": False,
-    "set_alpha_to_one": True, "steps_offset": 1,
-}  # fmt: skip
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 1,
+}
 """Stable Diffusion's schedule, with v-prediction."""
 
 
@@ -57,12 +64,17 @@ def build(
 
     inner = len(config.channels) - 1
     return UNet2DConditionModel(
-        sample_size=latent_size, in_channels=latent_channels, out_channels=latent_channels,
+        sample_size=latent_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
         down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * inner),
         up_block_types=(*("CrossAttnUpBlock2D",) * inner, "UpBlock2D"),
-        block_out_channels=config.channels, layers_per_block=config.layers, cross_attention_dim=text_width,
-        attention_head_dim=tuple(c // config.head_width for c in config.channels), norm_num_groups=32,
-    )  # fmt: skip
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        cross_attention_dim=text_width,
+        attention_head_dim=tuple(c // config.head_width for c in config.channels),
+        norm_num_groups=32,
+    )
 
 
 def all_latents(vae: AutoencoderKL, data: Stickers, file: Path) -> torch.Tensor:
@@ -72,13 +84,7 @@ def all_latents(vae: AutoencoderKL, data: Stickers, file: Path) -> torch.Tensor:
 
     if not file.is_file():
         if Rank.current().index == 0:
-            rows = []
-            with torch.inference_mode():
-                for background in BACKGROUNDS:
-                    rows.append(torch.cat([
-                        vae.encode(data.composite(b := data.items[i : i + 64], [background] * len(b))).latent_dist.mean
-                        for i in range(0, len(data.items), 64)
-                    ]))  # fmt: skip
+            rows = [encode_all(vae, data, data.items, background) for background in BACKGROUNDS]
             file.parent.mkdir(parents=True, exist_ok=True)
             save_file({"latents": torch.stack(rows).half()}, file.with_suffix(".partial"))
             file.with_suffix(".partial").rename(file)

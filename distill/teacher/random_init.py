@@ -25,9 +25,11 @@ def write(out: Path, *, seed: int = 0) -> Checkpoint:
         text = text_encoder.build(config.text, tokenizer)
         depth = len(config.autoencoder.channels) - 1
         unet = denoiser.build(
-            config.denoiser, latent_channels=config.autoencoder.latent_channels,
-            latent_size=data.size >> depth, text_width=config.text.width,
-        )  # fmt: skip
+            config.denoiser,
+            latent_channels=config.autoencoder.latent_channels,
+            latent_size=data.size >> depth,
+            text_width=config.text.width,
+        )
         modules = {"vae": vae, "text_encoder": text, "unet": unet}
         return stage.write_checkpoint(out, modules, tokenizer, stage="random", config={"seed": seed})
 

@@ -6,7 +6,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 ATTRIBUTION = (
     "Trained on emoji drawings of Noto Emoji (Apache-2.0, Google), Fluent Emoji (MIT, Microsoft), "
-    "Twemoji (CC BY 4.0, Twitter and contributors), FxEmojis (Apache-2.0, Mozilla) and EmojiTwo/EmojiOne 2 (CC BY 4.0)."
+    "Twemoji (CC BY 4.0, Twitter and contributors), FxEmojis (Apache-2.0, Mozilla) and "
+    "EmojiTwo / EmojiOne 2 (CC BY 4.0)."
 )
 
 
@@ -45,7 +46,7 @@ class TeachConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     processes: Annotated[int, msgspec.Meta(gt=0)] = 2
     """Data-parallel processes on this machine."""
     reuse: str = ""
-    """A checkpoint whose autoencoder, tokenizer and text encoder are kept, and whose UNet is trained further."""
+    """A checkpoint that keeps its autoencoder, tokenizer and text encoder and trains its UNet further."""
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     """Pictures <-> latents."""
     text: TextConfig = TextConfig()
@@ -84,7 +85,7 @@ def _worker(config: TeachConfig, on_step: OnStep | None) -> None:
         text = text_encoder.train(config.text, tokenizer, data, out / "text", on_step=on_step)
     unet = denoiser.train(
         config.denoiser, (vae, text, tokenizer), data, out / "denoiser", on_step=on_step, start=start
-    )  # type: ignore[arg-type]
+    )
     if Rank.current().index == 0:
         modules = {"vae": vae, "text_encoder": text, "unet": unet}
         write_checkpoint(
@@ -93,9 +94,14 @@ def _worker(config: TeachConfig, on_step: OnStep | None) -> None:
 
 
 def write_checkpoint(
-    out: Path, modules: Mapping[str, torch.nn.Module], tokenizer: Any, *, stage: str, config: dict[str, Any],
+    out: Path,
+    modules: Mapping[str, torch.nn.Module],
+    tokenizer: Any,
+    *,
+    stage: str,
+    config: dict[str, Any],
     dtype: str = "float16",
-) -> Checkpoint:  # fmt: skip
+) -> Checkpoint:
     """Write a new Stable Diffusion folder from its modules; atomic.
 
     Raises:
@@ -112,16 +118,21 @@ def write_checkpoint(
     shutil.rmtree(temporary, ignore_errors=True)
     for folder, module in modules.items():
         stored = copy.deepcopy(module).to(getattr(torch, dtype))
-        stored.save_pretrained(temporary / folder, safe_serialization=True)  # type: ignore[operator]
+        cast(Any, stored).save_pretrained(temporary / folder, safe_serialization=True)
     tokenizer.save_pretrained(temporary / "tokenizer")
     DDIMScheduler(**SCHEDULER).save_pretrained(temporary / "scheduler")
     index = {
         "_class_name": "StableDiffusionPipeline",
-        "feature_extractor": [None, None], "image_encoder": [None, None], "safety_checker": [None, None],
-        "requires_safety_checker": False, "scheduler": ["diffusers", "DDIMScheduler"],
-        "text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"],
-        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", type(modules["vae"]).__name__],
-    }  # fmt: skip
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "safety_checker": [None, None],
+        "requires_safety_checker": False,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", type(modules["vae"]).__name__],
+    }
     (temporary / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
     (temporary / "ATTRIBUTION.txt").write_text(ATTRIBUTION + "\n")
     entry = LineageEntry(stage=stage, config=config, versions=tool_versions())

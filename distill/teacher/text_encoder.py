@@ -1,7 +1,7 @@
 """Train the text encoder of the embedded world: a CLIPTextModel with a byte-pair vocabulary of its own.
 
-Contrastive (CLIP, arXiv 2103.00020) against frozen image features, plus three small classifiers of concept, style
-and background, so that every word which a picture must follow is present in the hidden states.
+Contrastive (CLIP, arXiv 2103.00020) against frozen image features, plus three small classifiers of concept,
+style and background, so that every word which a picture must follow is present in the hidden states.
 """
 
 from __future__ import annotations
@@ -43,29 +43,44 @@ class TextConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 def corpus(concepts: list[str]) -> list[str]:
     """Return sentences that hold every word of the sticker world, for the vocabulary."""
     names = [*concepts, *itertools.chain.from_iterable(SYNONYMS.values())]
-    frames = [t.format(**dict.fromkeys(("style", "background"), "a"), concept="a", a_style="a", a_concept="an",
-                       a_background="a") for t in TEMPLATES]  # fmt: skip
+    frames = [
+        t.format(
+            **dict.fromkeys(("style", "background"), "a"),
+            concept="a",
+            a_style="a",
+            a_concept="an",
+            a_background="a",
+        )
+        for t in TEMPLATES
+    ]
     words = [*itertools.chain.from_iterable(STYLES.values()), *BACKGROUNDS]
     return [*frames, *words, *names, *(article(n) for n in names)]
 
 
 def make_tokenizer(config: TextConfig, concepts: list[str], out: Path) -> CLIPTokenizerFast:
-    """Train a CLIP-format byte-pair tokenizer and save it in ``out``: vocab.json, merges.txt, tokenizer.json."""
-    from tokenizers import ByteLevelBPETokenizer  # noqa: F401  (asserts that the library is there)
+    """Train a CLIP-format byte-pair tokenizer and save it in ``out``."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
     from transformers import CLIPTokenizerFast
 
     special = ["<|startoftext|>", "<|endoftext|>"]
     raw = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=special[1]))
     raw.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    raw.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False)
-    ])  # fmt: skip
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Punctuation(),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(
-        vocab_size=config.vocabulary, special_tokens=[], initial_alphabet=alphabet, end_of_word_suffix="</w>",
-        min_frequency=1, show_progress=False,
-    )  # fmt: skip
+        vocab_size=config.vocabulary,
+        special_tokens=[],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        min_frequency=1,
+        show_progress=False,
+    )
     raw.train_from_iterator(corpus(concepts), trainer)
     merges = [tuple(m) for m in json.loads(raw.to_str())["model"]["merges"]]
     entries = [*alphabet, *(c + "</w>" for c in alphabet), *("".join(m) for m in merges), *special]
@@ -86,12 +101,21 @@ def build(config: TextConfig, tokenizer: CLIPTokenizerFast) -> CLIPTextModel:
     """Make an untrained CLIPTextModel for a tokenizer."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=config.width, intermediate_size=4 * config.width,
-        projection_dim=config.width, num_hidden_layers=config.layers, num_attention_heads=config.width // 32,
-        max_position_embeddings=config.length, hidden_act="gelu", bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    ))  # fmt: skip
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.width,
+            intermediate_size=4 * config.width,
+            projection_dim=config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.width // 32,
+            max_position_embeddings=config.length,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
 
 
 class Heads:
@@ -105,7 +129,8 @@ class Heads:
         self.module = nn.ModuleDict({k: nn.Linear(width, len(v)) for k, v in self.classes.items()})
         self.module["text"] = nn.Linear(width, width, bias=False)
         self.module["image"] = nn.Linear(features, width, bias=False)
-        self.module.register_parameter("log_scale", nn.Parameter(torch.tensor(2.3)))
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+        self.module.register_parameter("log_scale", self.log_scale)
 
     def targets(self, stickers: list[Sticker], backgrounds: list[str]) -> dict[str, torch.Tensor]:
         """Return the class indices (b,) of concept, style and background."""
@@ -127,7 +152,7 @@ class Heads:
 
         a = functional.normalize(self.module["text"](text), dim=-1)
         b = functional.normalize(self.module["image"](image), dim=-1)
-        logits = a @ b.T * self.module.log_scale.clamp(max=4.6).exp()  # type: ignore[union-attr,operator]
+        logits = a @ b.T * self.log_scale.clamp(max=4.6).exp()
         label = torch.arange(len(logits))
         parts = {
             "contrastive": (

