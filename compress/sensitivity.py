@@ -133,7 +133,7 @@ def swapped(modules: Mapping[str, torch.nn.Module], weights: Arrays) -> Iterator
         yield
     finally:
         for key, place in places.items():
-            pass
+            place.data = kept[key]
 
 
 def compare(

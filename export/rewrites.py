@@ -54,7 +54,7 @@ def normalise(x: Tensor, dims: tuple[int, ...], eps: float, guarded: bool) -> Te
     centred = x - x.mean(dims, keepdim=True)
     if not guarded:
         return centred * torch.rsqrt((centred * centred).mean(dims, keepdim=True) + eps)
-    peak = centred.abs().amax(dims, keepdim=True).clamp(min=1e-3)
+    peak = centred.abs().amax(dims, keepdim=True).clamp(1e-3, 6e4)
     unit = centred / peak
     # A tensor over a tensor: Core ML's reciprocal adds 1e-4 to what it inverts.
     floor = torch.full_like(peak, math.sqrt(eps)) / peak

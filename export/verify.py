@@ -39,7 +39,7 @@ def parse_manifest(root: Path) -> Manifest:
                 "use the flashbulb that wrote it"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         raise BundleError(
             f"wanted a manifest of schema {SCHEMA_VERSION} in {root}, got: {error}; {_AGAIN}"
         ) from error

@@ -34,6 +34,10 @@ class Optimum(Engine, frozen=True, tag="optimum"):
         found = (Path(self.folder) / "model_index.json").is_file()
         return None if found else f"there is no model_index.json in {self.folder}"
 
+    def holds(self, bundle: Bundle) -> tuple[str, ...]:
+        """It draws whole pictures only."""
+        return ("generator",) if "generator" in described_components(bundle) else ()
+
     def load(self, bundle: Bundle, *, threads: int = 1, components: Sequence[str] | None = None) -> Session:
         """Open the folder."""
         require(self)

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import cast
@@ -160,8 +160,8 @@ def bench(
     Yields:
         One record per engine and target; for an engine that cannot run, one failed condition with the reason.
     """
-    for components in groups(bundle):
-        job = Job(
+    for components in GROUPS:
+        base = Job(
             engine=eager or Eager(),
             bundle=str(bundle.root.resolve()),
             components=components,
@@ -169,43 +169,64 @@ def bench(
             prompt=prompt,
             seed=0,
         )
-        subjects = [e for e in engines if not isinstance(e, Optimum) or components == ("generator",)]
-        for engine in subjects:
-            if on_step:
-                on_step(f"{engine.name}: {', '.join(components)}")
-            try:
-                yield from _pair(
-                    bundle, msgspec.structs.replace(job, engine=engine), job, eager, effort, budget_ms
+        subjects = [e for e in engines if suits(e, bundle, components)]
+        if not subjects:
+            continue
+        with ExitStack() as stack:
+            # One reference for the whole group: it takes turns with each engine.
+            reference = None
+            if eager is not None:
+                job = msgspec.structs.replace(base, components=held(eager, bundle, components))
+                reference = stack.enter_context(Worker(job))
+            for engine in subjects:
+                job = msgspec.structs.replace(
+                    base, engine=engine, components=held(engine, bundle, components)
                 )
-            except EngineError as error:
-                words = f"{engine.name} could not be timed: {error}"
-                # The baseline is not on trial.
-                verdict: Verdict = "skip" if isinstance(engine, Optimum) else "fail"
-                yield SanityRecord(gate="bench", engine=engine.name, verdict=verdict, sentence=words)
+                if on_step:
+                    on_step(f"{engine.label}: {', '.join(job.components)}")
+                yield from _timed(bundle, job, reference, effort, budget_ms)
 
 
-def groups(bundle: Bundle) -> list[tuple[str, ...]]:
-    """Return what is loaded together: the fused generator alone, and the components together."""
-    held = {a.component for a in bundle.manifest.artifacts}
-    chain = tuple(c for c in COMPONENTS if c in held)
-    return [g for g in (("generator",) if "generator" in held else (), chain) if g]
+GROUPS = (("generator",), COMPONENTS)
+"""What is loaded together: the fused generator alone, and the components together."""
 
 
-def _pair(
-    bundle: Bundle, job: Job, eager_job: Job, eager: Eager | None, effort: Effort, budget_ms: float | None
-) -> Iterator[LatencyRecord]:
-    """Time one engine in turns with eager; eager itself is timed alone."""
-    names = job.components if job.components == ("generator",) else (*job.components, "pipeline")
-    if eager is None or isinstance(job.engine, Eager):
+def held(engine: Subject, bundle: Bundle, components: Sequence[str]) -> tuple[str, ...]:
+    """Return those of some components that an engine has in a bundle."""
+    return tuple(c for c in components if c in engine.holds(bundle))
+
+
+def suits(engine: Subject, bundle: Bundle, components: Sequence[str]) -> bool:
+    """Tell whether an engine has something to time among some components."""
+    return bool(held(engine, bundle, components))
+
+
+def _timed(
+    bundle: Bundle, job: Job, reference: Worker | None, effort: Effort, budget_ms: float | None
+) -> Iterator[LatencyRecord | SanityRecord]:
+    """Time one engine; what cannot run is one failed condition."""
+    try:
+        if isinstance(job.engine, Eager) and reference is not None:
+            yield from _turns(bundle, reference, reference, effort, budget_ms)
+            return
         with Worker(job) as worker:
-            for name in names:
-                found = interleave(name, [worker], effort)
-                yield record(bundle, worker, name, found[0], found[0] if eager else None, budget_ms)
-        return
-    with Worker(job) as worker, Worker(eager_job) as reference:
-        for name in names:
-            mine, theirs = interleave(name, [worker, reference], effort)
-            yield record(bundle, worker, name, mine, theirs, budget_ms)
+            yield from _turns(bundle, worker, reference, effort, budget_ms)
+    except EngineError as error:
+        words = f"{job.engine.label} could not be timed: {error}"
+        # The baseline is not on trial.
+        verdict: Verdict = "skip" if isinstance(job.engine, Optimum) else "fail"
+        yield SanityRecord(gate="bench", engine=job.engine.label, verdict=verdict, sentence=words)
+
+
+def _turns(
+    bundle: Bundle, worker: Worker, reference: Worker | None, effort: Effort, budget_ms: float | None
+) -> Iterator[LatencyRecord]:
+    """Time all targets of one engine in turns with the reference; the reference itself alone."""
+    names = worker.job.components
+    pair = [worker] if reference is None or reference is worker else [worker, reference]
+    for name in (*names, "pipeline") if "unet" in names else names:
+        found = interleave(name, pair, effort)
+        yield record(bundle, worker, name, found[0], found[-1] if reference else None, budget_ms)
 
 
 def interleave(target: str, workers: Sequence[Worker], effort: Effort) -> list[Samples]:
@@ -231,19 +252,21 @@ def record(
 ) -> LatencyRecord:
     """Make the record of one engine and target."""
     job, wall = worker.job, np.asarray(mine.wall_ms)
+    label = job.engine.label
     cpu = float(np.median(mine.cpu_ms))
     p50, p90, p99 = (float(v) for v in np.percentile(wall, (50, 90, 99)))
     ratio = p50 / float(np.median(theirs.wall_ms)) if theirs else None
     cpu_ratio = cpu / max(float(np.median(theirs.cpu_ms)), 1e-9) if theirs else None
     disturbed = mine.disturbed(job.threads)
-    late = budget_ms is not None and target in ("generator", "pipeline") and p50 > budget_ms
+    whole = target in ("generator", "pipeline") and not isinstance(job.engine, Eager | Optimum)
+    late = whole and budget_ms is not None and p50 > budget_ms
     undecided = late and disturbed > len(wall) // 2
-    words = f"{job.engine.name} {target}: median {p50:.2f} ms on {job.threads} thread(s)"
-    words += f", {ratio:.2f} of PyTorch eager" if ratio is not None and job.engine.name != "eager" else ""
+    words = f"{label} {target}: median {p50:.2f} ms on {job.threads} thread(s)"
+    words += f", {ratio:.2f} of PyTorch eager" if ratio is not None and label != "eager" else ""
     words += f"; {disturbed} of {len(wall)} runs were disturbed" if disturbed else ""
     words += f"; the budget is {budget_ms:.2f} ms" if late else ""
     return LatencyRecord(
-        engine=job.engine.label,
+        engine=label,
         precision=precision(bundle, job),
         target=target,
         threads=job.threads,

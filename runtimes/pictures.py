@@ -72,8 +72,7 @@ def engine_row(
     engine: AnyEngine, bundle: Bundle, prompts: Sequence[str], seeds: Sequence[int], *, threads: int = 1
 ) -> Drawn:
     """Draw with one engine, by the fused generator where there is one."""
-    held = {a.component for a in bundle.manifest.artifacts if a.backend == engine.name}
-    fused = engine.name == "eager" or "generator" in held
+    fused = "generator" in engine.holds(bundle)
     session = engine.load(bundle, threads=threads, components=("generator",) if fused else None)
     pipeline = Pipeline(bundle, session)
     images = tuple(pipeline.draw(p, s, fused=fused) for p, s in zip(prompts, seeds, strict=True))

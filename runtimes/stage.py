@@ -113,11 +113,9 @@ def run(config: RunConfig, on_step: OnStep | None = None) -> Path:
     bundle = read_bundle(config.bundle)
     verify(bundle)
     engine = _engine(bundle, config.engine, config.checkpoint)
-    has_generator = any(a.component == "generator" for a in bundle.manifest.artifacts)
-    fused = config.fused and has_generator
-    chain = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
-    held = {a.component for a in bundle.manifest.artifacts}
-    components = ("generator",) if fused else tuple(c for c in chain if c in held)
+    held = engine.holds(bundle)
+    fused = config.fused and "generator" in held
+    components = ("generator",) if fused else tuple(c for c in held if c != "generator")
     _say(on_step, 0, 2, f"load {engine.name}")
     session = engine.load(bundle, threads=_threads(config.threads), components=components)
     _say(on_step, 1, 2, "draw")

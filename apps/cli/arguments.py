@@ -72,8 +72,7 @@ def resolve(
 
     choices = dict(find_choices(config))
     default, rest = _choose(default, choices, list(words))
-    shown = [f"--{path.replace('_', '-')} {{{','.join(c.words())}}}" for path, c in choices.items()]
-    text = description + ("\n\nChoices: " + "; ".join(shown) if shown else "")
+    text = "\n\n".join(filter(None, (description, *_hints(config, choices))))
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -95,6 +94,15 @@ def resolve(
         raise UsageError(f"{error}") from error
 
 
+def _hints(config: type[msgspec.Struct], choices: dict[str, Choice]) -> list[str]:
+    """Say what the list of flags does not: how variants are chosen, and what only a recipe can hold."""
+    flags = [f"--{path.replace('_', '-')} {{{','.join(c.words())}}}" for path, c in choices.items()]
+    hints = typing.get_type_hints(config)
+    mappings = [name for name, hint in hints.items() if typing.get_origin(hint) is dict]
+    said = ["Choices: " + "; ".join(flags)] if flags else []
+    return said + (["Only in a recipe: " + ", ".join(mappings)] if mappings else [])
+
+
 def blank(config: type[msgspec.Struct], **known: Any) -> msgspec.Struct:
     """Return ``config`` with its defaults, ``known`` values, and marks where a value must still be given."""
     import tyro
@@ -108,7 +116,7 @@ def blank(config: type[msgspec.Struct], **known: Any) -> msgspec.Struct:
 
 
 def find_choices(config: type[msgspec.Struct], prefix: str = "") -> Iterator[tuple[str, Choice]]:
-    """Walk a config type and yield the dotted path of every field that may hold one of several configs, or none."""
+    """Walk a config type and yield the path of every field that may hold one of several configs, or none."""
     for name, hint in typing.get_type_hints(config).items():
         choice = _as_choice(hint)
         if choice is not None:

@@ -2,7 +2,7 @@
 
 UNet2DConditionModel has no option for the inside of one residual block, for a feed-forward width or for heads
 of one attention; it has ``block_out_channels`` and heads per stage. So a stage gets narrower as a whole:
-trunk, skips, residual insides, heads and feed-forward together; ``from_pretrained`` opens the result unchanged.
+trunk, skips, residual insides, heads, feed-forward together; ``from_pretrained`` opens the result unchanged.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ class QuantizeInt8(Method, frozen=True, kw_only=True, tag="int8"):
     def encode(self, weight: npt.NDArray[Any]) -> EncodedTensor:
         """Return int8 codes [same shape] in -127..127 and scales [out channels]."""
         values = finite(weight)
-        peak = np.abs(values.reshape(len(values), -1)).max(axis=1)
-        scale = round_up_to_half(np.where(peak > 0, peak / 127, 1.0).astype(np.float32))
+        peak = np.abs(values.reshape(len(values), -1)).max(axis=1).astype(np.float64)
+        scale = round_up_to_half(np.maximum(peak / 127, np.finfo(np.float16).smallest_subnormal))
         codes = np.rint(values / scale.reshape(-1, *(1,) * (values.ndim - 1))).astype(np.int8)
         encoding = Encoding(
             kind="int8_weight_only", bits=8, granularity="per_channel", axis=0, shape=values.shape
@@ -26,8 +26,8 @@ class QuantizeInt8(Method, frozen=True, kw_only=True, tag="int8"):
         return EncodedTensor(encoding=encoding, codes=codes, scale=scale)
 
 
-def round_up_to_half(scale: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def round_up_to_half(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
     """Return the next value that float16 holds exactly: phones keep scales so, and no code may overflow."""
     half = scale.astype(np.float16)
     up = np.nextafter(half, np.float16(np.inf))
-    return np.where(half.astype(np.float32) < scale, up, half).astype(np.float32)
+    return np.where(half.astype(np.float64) < scale, up, half).astype(np.float32)

@@ -102,7 +102,7 @@ ICONIC: tuple[str, ...] = tuple(
     trophy, soccer ball, basketball, crystal ball, artist palette, glasses, t-shirt, dress, crown, top hat,
     ring, gem stone, bell, microphone, guitar, violin, laptop, camera, television, light bulb, books, pencil,
     scissors, key, hammer
-    """.split(",")
+    """.split(",")  # noqa: SIM905
 )
 """The 148 concepts that alignment is measured on: single, concrete things that nearly every set draws."""
 

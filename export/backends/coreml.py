@@ -124,5 +124,6 @@ def pipeline(ct: Any) -> Any:
 
 
 def is_affine(op: Any) -> bool:
-    """Tell the operators of the one step's affine by the names that the graph gives them."""
-    return any("affine_" in out.name for out in op.outputs)
+    """Tell the operators of the one step's affine: what makes or takes a value that the graph names so."""
+    values = [*op.outputs, *(v for v in op.inputs.values() if hasattr(v, "name"))]
+    return any("affine_" in value.name for value in values)

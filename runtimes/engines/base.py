@@ -125,9 +125,13 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         held = sorted({a.backend for a in bundle.manifest.artifacts})
         return None if self.name in held else f"the bundle holds {held}, nothing for {self.name}"
 
+    def holds(self, bundle: Bundle) -> tuple[str, ...]:
+        """Name the components that it has in a bundle."""
+        return bundle.components(self.name)  # type: ignore[arg-type]
+
     def artifacts(self, bundle: Bundle, components: Sequence[str] | None) -> dict[str, Artifact]:
         """Choose this engine's artifacts of the named components, or of all."""
-        names = bundle.components(self.name) if components is None else components  # type: ignore[arg-type]
+        names = self.holds(bundle) if components is None else components
         return {name: bundle.artifact(name, self.name, self.format(bundle)) for name in names}  # type: ignore[arg-type]
 
     def format(self, bundle: Bundle) -> Any:

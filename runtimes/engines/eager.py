@@ -41,6 +41,10 @@ class Eager(Engine, frozen=True, tag="eager"):
             return f"the checkpoint of the bundle is not here ({error})"
         return None
 
+    def holds(self, bundle: Bundle) -> tuple[str, ...]:
+        """It has every component that the bundle describes."""
+        return tuple(described_components(bundle))
+
     def open(self, bundle: Bundle) -> Checkpoint:
         """Open the bundle's checkpoint.
 

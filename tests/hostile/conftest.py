@@ -39,7 +39,7 @@ def write_files(root: Path) -> None:
         "onnx/text_encoder.onnx": b"onnx text",
         "onnx/vae_decoder.onnx": b"onnx vae",
         "coreml/generator.mlpackage/Manifest.json": b"{}",
-        "coreml/generator.mlpackage/Data/com.apple.CoreML/weights/weight.bin": b"\x80\x02\x00\x00\x02\x00\x00\x00",
+        "coreml/generator.mlpackage/Data/com.apple.CoreML/weights/weight.bin": b"\x80\x02\x00\x00\x02\x00",
         "tokenizer/tokenizer.json": b"{}",
         "golden/vectors.safetensors": b"vectors",
         **{f"golden/{i}.png": b"png %d" % i for i in range(4)},

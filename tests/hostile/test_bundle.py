@@ -28,13 +28,13 @@ def test_a_sound_bundle_passes(bundle: Bundle) -> None:
 def test_one_flipped_byte(bundle: Bundle) -> None:
     path = bundle.root / "onnx/unet.onnx"
     path.write_bytes(b"onnX unet")
-    with pytest.raises(BundleError, match="wanted sha256 .* for 'onnx/unet.onnx'"):
+    with pytest.raises(BundleError, match=r"wanted sha256 .* for 'onnx/unet.onnx'"):
         verify(bundle)
 
 
 def test_one_flipped_byte_inside_a_package(bundle: Bundle) -> None:
     (bundle.root / "coreml/generator.mlpackage/Manifest.json").write_bytes(b"[]")
-    with pytest.raises(BundleError, match="wanted sha256 .*mlpackage"):
+    with pytest.raises(BundleError, match=r"wanted sha256 .*mlpackage"):
         verify(bundle)
 
 
@@ -49,18 +49,19 @@ def test_one_flipped_byte_inside_a_package(bundle: Bundle) -> None:
         "onnx//x",
         "./x",
         "",
-    ]
-    + ["manifest.json", "onnx/a\x00b"],
+        "manifest.json",
+        "onnx/a\x00b",
+    ],
 )
 def test_paths_that_leave_the_bundle(edit: Edit, path: str) -> None:
     root = edit(lambda m: m["files"][0].update(path=path))
-    with pytest.raises(BundleError, match="wanted a relative path inside the bundle"):
+    with pytest.raises(BundleError, match=r"wanted a relative path inside the bundle"):
         read_bundle(root)
 
 
 def test_artifact_path_that_leaves_the_bundle(edit: Edit) -> None:
     root = edit(lambda m: m["artifacts"][0].update(path="../elsewhere.onnx"))
-    with pytest.raises(BundleError, match="wanted a relative path inside the bundle"):
+    with pytest.raises(BundleError, match=r"wanted a relative path inside the bundle"):
         read_bundle(root)
 
 
@@ -68,14 +69,14 @@ def test_linked_file(bundle: Bundle, tmp_path: Path) -> None:
     path = bundle.root / "onnx/unet.onnx"
     path.rename(tmp_path / "unet.onnx")
     path.symlink_to(tmp_path / "unet.onnx")
-    with pytest.raises(BundleError, match="wanted regular files, got the link"):
+    with pytest.raises(BundleError, match=r"wanted regular files, got the link"):
         verify(bundle)
 
 
 def test_linked_folder(bundle: Bundle, tmp_path: Path) -> None:
     (bundle.root / "onnx").rename(tmp_path / "onnx")
     (bundle.root / "onnx").symlink_to(tmp_path / "onnx", target_is_directory=True)
-    with pytest.raises(BundleError, match="wanted regular files, got the link"):
+    with pytest.raises(BundleError, match=r"wanted regular files, got the link"):
         verify(bundle)
 
 
@@ -83,12 +84,12 @@ def test_linked_manifest(bundle: Bundle, tmp_path: Path) -> None:
     path = bundle.root / "manifest.json"
     path.rename(tmp_path / "manifest.json")
     path.symlink_to(tmp_path / "manifest.json")
-    with pytest.raises(BundleError, match="wanted a regular file"):
+    with pytest.raises(BundleError, match=r"wanted a regular file"):
         read_bundle(bundle.root)
 
 
 def test_no_manifest(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="give the folder that `export` wrote"):
+    with pytest.raises(BundleError, match=r"give the folder that `export` wrote"):
         read_bundle(tmp_path)
 
 
@@ -99,24 +100,24 @@ def test_missing_component(edit: Edit) -> None:
 
 
 def test_no_artifacts(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="wanted at least one artifact"):
+    with pytest.raises(BundleError, match=r"wanted at least one artifact"):
         read_bundle(edit(lambda m: m.update(artifacts=[])))
 
 
 def test_missing_file(bundle: Bundle) -> None:
     (bundle.root / "golden/0.png").unlink()
-    with pytest.raises(BundleError, match="wanted the file 'golden/0.png'"):
+    with pytest.raises(BundleError, match=r"wanted the file 'golden/0.png'"):
         verify(bundle)
 
 
 def test_file_that_nobody_vouches_for(bundle: Bundle) -> None:
     (bundle.root / "onnx/extra.onnx").write_bytes(b"hello")
-    with pytest.raises(BundleError, match="wanted only files of the manifest .* got 'onnx/extra.onnx'"):
+    with pytest.raises(BundleError, match=r"wanted only files of the manifest .* got 'onnx/extra.onnx'"):
         verify(bundle)
 
 
 def test_schema_of_the_future(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="wanted manifest schema 1, got 999"):
+    with pytest.raises(BundleError, match=r"wanted manifest schema 1, got 999"):
         read_bundle(edit(lambda m: m.update(schema_version=999, something_new=True)))
 
 
@@ -124,25 +125,25 @@ def test_schema_of_the_future(edit: Edit) -> None:
 def test_truncated_manifest(bundle: Bundle, keep: int) -> None:
     path = bundle.root / "manifest.json"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(BundleError, match="wanted a manifest of schema 1"):
+    with pytest.raises(BundleError, match=r"wanted a manifest of schema 1"):
         read_bundle(bundle.root)
 
 
 @pytest.mark.parametrize("data", [b"\xff\xfe", b"[]", b"null", b'{"schema_version": "1"}', b'{"a":' * 5000])
 def test_manifest_that_is_something_else(bundle: Bundle, data: bytes) -> None:
     (bundle.root / "manifest.json").write_bytes(data)
-    with pytest.raises(BundleError, match="wanted a manifest of schema 1"):
+    with pytest.raises(BundleError, match=r"wanted a manifest of schema 1"):
         read_bundle(bundle.root)
 
 
 def test_unknown_field(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="surprise"):
+    with pytest.raises(BundleError, match=r"surprise"):
         read_bundle(edit(lambda m: m["artifacts"][0].update(surprise=1)))
 
 
 def test_pickle_by_content(bundle: Bundle) -> None:
     replace(bundle, "onnx/unet.onnx", pickle.dumps({"weights": [1, 2, 3]}, protocol=4))
-    with pytest.raises(BundleError, match="got a pickle, which can run code"):
+    with pytest.raises(BundleError, match=r"got a pickle, which can run code"):
         verify(read_bundle(bundle.root))
 
 
@@ -151,7 +152,7 @@ def test_pickle_inside_a_torch_archive(bundle: Bundle) -> None:
     with zipfile.ZipFile(archive, "w") as stream:
         stream.writestr("model/data.pkl", pickle.dumps([1]))
     replace(bundle, "onnx/unet.onnx", archive.getvalue())
-    with pytest.raises(BundleError, match="got a pickle"):
+    with pytest.raises(BundleError, match=r"got a pickle"):
         verify(read_bundle(bundle.root))
 
 
@@ -168,27 +169,27 @@ def test_weights_that_begin_like_a_pickle_are_none(bundle: Bundle) -> None:
 
 def test_size_that_lies(edit: Edit) -> None:
     root = edit(lambda m: m["files"][0].update(size_bytes=m["files"][0]["size_bytes"] + 1))
-    with pytest.raises(BundleError, match="wanted .* bytes in"):
+    with pytest.raises(BundleError, match=r"wanted .* bytes in"):
         verify(read_bundle(root))
 
 
 def test_total_size_that_lies(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="its files sum to"):
+    with pytest.raises(BundleError, match=r"its files sum to"):
         read_bundle(edit(lambda m: m["artifacts"][0].update(size_bytes=1)))
 
 
 def test_negative_size(edit: Edit) -> None:
-    with pytest.raises(BundleError, match=">= 0"):
+    with pytest.raises(BundleError, match=r">= 0"):
         read_bundle(edit(lambda m: m["files"][0].update(size_bytes=-1)))
 
 
 def test_artifact_hash_that_is_not_its_files(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="its file list has another"):
+    with pytest.raises(BundleError, match=r"its file list has another"):
         read_bundle(edit(lambda m: m["artifacts"][0].update(sha256="0" * 64)))
 
 
 def test_malformed_hash(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="regex"):
+    with pytest.raises(BundleError, match=r"regex"):
         read_bundle(edit(lambda m: m["files"][0].update(sha256="abc")))
 
 
@@ -196,12 +197,12 @@ def test_malformed_hash(edit: Edit) -> None:
 def test_thresholds_that_are_no_numbers(bundle: Bundle, literal: str) -> None:
     path = bundle.root / "manifest.json"
     path.write_text(path.read_text().replace("66.5", literal))
-    with pytest.raises(BundleError, match="wanted a (manifest|finite number)"):
+    with pytest.raises(BundleError, match=r"wanted a (manifest|finite number)"):
         read_bundle(bundle.root)
 
 
 def test_coefficients_that_are_not_those_of_the_step(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="wanted one-step coefficients"):
+    with pytest.raises(BundleError, match=r"wanted one-step coefficients"):
         read_bundle(edit(lambda m: m["sampling"].update(noise_coefficient=0.5)))
 
 
@@ -209,17 +210,17 @@ def test_one_file_twice(edit: Edit) -> None:
     def change(m: dict[str, Any]) -> None:
         m["files"].append({**m["files"][0], "path": m["files"][0]["path"].upper()})
 
-    with pytest.raises(BundleError, match="wanted one record per file"):
+    with pytest.raises(BundleError, match=r"wanted one record per file"):
         read_bundle(edit(change))
 
 
 def test_one_artifact_twice(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="wanted one artifact per component"):
+    with pytest.raises(BundleError, match=r"wanted one artifact per component"):
         read_bundle(edit(lambda m: m["artifacts"].append(m["artifacts"][0])))
 
 
 def test_artifact_without_its_file(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="the manifest lists none"):
+    with pytest.raises(BundleError, match=r"the manifest lists none"):
         read_bundle(edit(lambda m: m["artifacts"][0].update(path="onnx/other.onnx")))
 
 
@@ -231,12 +232,12 @@ def test_reference_to_a_file_without_record(edit: Edit, gone: str) -> None:
 
 
 def test_shape_of_nothing(edit: Edit) -> None:
-    with pytest.raises(BundleError, match="wanted positive sizes"):
+    with pytest.raises(BundleError, match=r"wanted positive sizes"):
         read_bundle(edit(lambda m: m["artifacts"][0]["inputs"][0].update(shape=[1, 0, 8, 8])))
 
 
 def test_unknown_artifact_lists_the_known(bundle: Bundle) -> None:
-    with pytest.raises(BundleError, match="the bundle at .* holds .*unet/ort/onnx"):
+    with pytest.raises(BundleError, match=r"the bundle at .* holds .*unet/ort/onnx"):
         bundle.artifact("unet", "executorch")
 
 

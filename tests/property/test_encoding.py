@@ -6,7 +6,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -20,6 +20,8 @@ FAST = settings(max_examples=60, deadline=None)
 
 
 @FAST
+@example(np.array([[1.08e-5]], np.float32))  # a scale between two subnormal float16 numbers
+@example(np.array([[1e-45]], np.float32))
 @given(WEIGHTS)
 def test_int8_error_is_at_most_half_a_step(weight):
     encoded = QuantizeInt8().encode(weight)

@@ -40,10 +40,15 @@ def run(config: MakeConfig) -> int:
 
 def plan_table(steps: list[Step], root: Path) -> Table:
     """Return the plan with its estimates."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(
-        title=f"flashbulb make, in {root}", title_justify="left", header_style="bold", show_footer=True
+        box=SIMPLE_HEAD,
+        title=f"flashbulb make, in {root}",
+        title_justify="left",
+        header_style="bold",
+        show_footer=True,
     )
     table.add_column("stage", footer="all")
     table.add_column("what it does")

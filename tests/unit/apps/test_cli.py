@@ -95,7 +95,7 @@ def test_every_word_explains_its_flags(command: Command, capsys: pytest.CaptureF
     shown = plain(capsys.readouterr().out)
     assert f"usage: flashbulb {command.word}" in shown
     for field in msgspec.structs.fields(dispatch.load(command.config)):
-        assert f"--{field.name.replace('_', '-')}" in shown or field.name.replace("_", "-") in shown
+        assert f"--{field.name.replace('_', '-')}" in shown or field.name in shown
 
 
 def test_the_bare_argument_fills_its_field(

@@ -179,3 +179,37 @@ def test_unknown_blocks_are_refused():
     )
     with pytest.raises(ValueError, match="AttnDownBlock2D"):
         ChannelPrune(widths=(4, 8)).apply(other)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_shuffling_every_group_keeps_the_function(layers):
+    model = unet(layers_per_block=layers)
+    state = {name: value.numpy() for name, value in model.state_dict().items()}
+    heads = [(n, n) for n in model.config.attention_head_dim]
+    slots = list(Walk(model.config, set(state), model.config.block_out_channels, heads).slots())
+    rng = np.random.default_rng(0)
+
+    def shuffled(group):  # within runs that a norm or a head sees as one
+        return rng.permuted(np.arange(group.size).reshape(-1, group.block), axis=1).reshape(-1)
+
+    kept = {group: shuffled(group) for group in {g for slot in slots for g in (*slot.out, *slot.ins)}}
+    other = unet(layers_per_block=layers)
+    other.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in gather(slots, state, kept).items()})
+    assert not torch.equal(other.conv_in.weight, model.conv_in.weight)
+    torch.testing.assert_close(other(*inputs()).sample, model(*inputs()).sample, atol=1e-4, rtol=0)
+
+
+def test_the_time_embedding_at_the_last_step_survives_fewer_frequencies():
+    big = unet()
+    pruned = ChannelPrune(widths=(16, 32, 32)).apply(big)
+
+    def embedding(model, t):
+        return model.time_embedding.linear_1(model.time_proj(torch.tensor([t])))
+
+    wanted = embedding(big, 999)
+    assert float((embedding(pruned, 999) - wanted).norm() / wanted.norm()) < 1e-3
+    errors = [
+        float((embedding(pruned, t) - embedding(big, t)).norm() / embedding(big, t).norm())
+        for t in (100, 500)
+    ]
+    assert max(errors) < 0.5
