@@ -178,7 +178,7 @@ class Checkpoint:
             stage: name of the stage that calls.
             config: its resolved configuration.
             replace: sub-folder name -> module whose weights and config are written instead.
-            scheduler: scheduler config fields to change.
+            scheduler: scheduler config fields to change; ``_class_name`` changes the scheduler itself.
             metrics: figures that belong to this checkpoint.
             keep_dtype: store replaced modules in the dtype that the parent stores them in.
         """
@@ -188,8 +188,11 @@ class Checkpoint:
         for folder, module in (replace or {}).items():
             _save_module(module, temporary / folder, stored_dtype(self.path / folder) if keep_dtype else None)
         if scheduler:
-            file = temporary / "scheduler" / "scheduler_config.json"
-            file.write_text(json.dumps(self.config("scheduler") | scheduler, indent=2) + "\n")
+            _write_json(
+                temporary / "scheduler" / "scheduler_config.json", self.config("scheduler") | scheduler
+            )
+            name = scheduler.get("_class_name", self.index["scheduler"][1])
+            _write_json(temporary / "model_index.json", self.index | {"scheduler": ["diffusers", name]})
         entry = LineageEntry(
             stage=stage,
             config=config,
@@ -321,6 +324,10 @@ def _read_json(file: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: wanted a JSON object, got {type(value).__name__}")
     return value
+
+
+def _write_json(file: Path, value: dict[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def _read_lineage(path: Path) -> Lineage:

@@ -23,6 +23,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+ONE_STEP_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+    "clip_sample": False,
+}
+"""What makes any diffusers pipeline start a student at its last timestep and return its x0 after one step."""
+
+
 class DistillConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Distil a one-step student from a teacher checkpoint."""
 
@@ -100,7 +109,7 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
             stage="distill",
             config=plain,
             replace={"unet": world.student.unet},
-            scheduler={"timestep_spacing": "trailing"},
+            scheduler=ONE_STEP_SCHEDULER,
             metrics={"steps": state.step, "skipped": state.skipped},
         )
 

@@ -1,8 +1,8 @@
 """Put a trained teacher and student into the package.
 
 ``python -m flashbulb.distill.teacher.embed TEACHER STUDENT``; the student keeps the teacher's tokenizer, text
-encoder and autoencoder, so only what differs is stored, and the first ``embedded("student")`` assembles the whole
-folder in the user's cache.
+encoder and autoencoder, so only what differs is stored, and the first ``embedded("student")`` assembles the
+whole folder in the user's cache.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ STUDENT = "student"
 # is expected to take as long as it took then.
 STEP_S = {"distill": 0.6}
 ESTIMATES_S = {
-    "compress": 20.0,
+    "compress": 60.0,
     "judge": 60.0,
     "export": 150.0,
     "optimum": 60.0,

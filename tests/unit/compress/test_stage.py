@@ -195,3 +195,30 @@ def test_a_killed_run_leaves_no_half_written_folder(tiny_sd, tmp_path, monkeypat
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
     assert read_plan(run(config(tiny_sd, tmp_path / "out"))).coded
+
+
+def test_a_folder_whose_weights_are_not_the_decoded_ones_is_never_published(tiny_sd, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_place", lambda kept, modules: None)
+    with pytest.raises(EncodingError, match="stale"):
+        run(config(tiny_sd, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("fixture", ["tiny_sd", "tiny_sd_v"])
+def test_the_probe_draws_what_diffusers_draws(request, fixture):
+    checkpoint = Checkpoint.open(request.getfixturevalue(fixture))
+    modules = {
+        c: checkpoint.load(f) for c, f in (("text_encoder",) * 2, ("unet",) * 2, ("vae_decoder", "vae"))
+    }
+    probe = Probe(checkpoint, modules, ("a red apple",), 0)
+    pipeline = checkpoint.pipeline()
+    scheduler = pipeline.scheduler
+    scheduler.register_to_config(clip_sample=False)
+    scheduler.set_timesteps(1000)
+    hidden, _ = pipeline.encode_prompt("a red apple", "cpu", 1, False)
+    with torch.inference_mode():
+        out = pipeline.unet(probe.noise, 999, hidden).sample
+        x0 = scheduler.step(out, 999, probe.noise).pred_original_sample
+        image = pipeline.vae.decode(probe.x0 / pipeline.vae.config.scaling_factor).sample
+    torch.testing.assert_close(probe.x0, x0, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(probe.image, (image / 2 + 0.5).clamp(0, 1), atol=1e-5, rtol=0)

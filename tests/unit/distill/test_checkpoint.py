@@ -113,3 +113,24 @@ def test_replacing_leaves_no_debris(tmp_path):
     replace_folder(tmp_path / "new", tmp_path / "old")
     assert [p.name for p in tmp_path.iterdir()] == ["old"]
     assert [p.name for p in (tmp_path / "old").iterdir()] == ["new"]
+
+
+def test_a_student_draws_its_x0_in_one_step_of_any_pipeline(tiny_sd, tmp_path):
+    from diffusers import DiffusionPipeline
+
+    from flashbulb.distill.denoiser import Denoiser, Schedule
+    from flashbulb.distill.stage import ONE_STEP_SCHEDULER, text_function, token_ids
+
+    parent = Checkpoint.open(tiny_sd)
+    student = parent.derive(tmp_path / "student", stage="test", config={}, scheduler=ONE_STEP_SCHEDULER)
+    noise = torch.randn(1, *student.latent_shape)
+    pipeline = DiffusionPipeline.from_pretrained(student.path, use_safetensors=True)
+    drawn = pipeline(
+        "a fox", num_inference_steps=1, guidance_scale=1.0, latents=noise.clone(), output_type="latent"
+    ).images
+    states = text_function(student)(token_ids(student, ["a fox"]))[0]
+    denoiser = Denoiser(student.load("unet"), Schedule(student.config("scheduler")))
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        out = denoiser.unet(noise, torch.tensor([999]), states).sample
+        x0 = denoiser.schedule.to_x0(noise, out, torch.tensor([999]))
+    assert torch.allclose(drawn, x0, atol=1e-3 * x0.abs().max())
