@@ -62,6 +62,9 @@ def run(config: DistillConfig, *, on_step: OnStep | None = None) -> Path:
     """
     from flashbulb.distill.distributed import launch
 
+    for source in filter(None, (config.teacher, config.student)):
+        if Checkpoint.open(source).is_sdxl:
+            raise CheckpointError("distilling SDXL checkpoints is not supported yet; export and check are")
     out = Path(config.out)
     _claim(out, config)
     launch(_worker, config.processes, config, on_step if config.processes == 1 else None)
@@ -87,8 +90,6 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
     join()
     torch.manual_seed(config.loop.seed)
     rank, out, parent = Rank.current(), Path(config.out), Checkpoint.open(config.teacher)
-    if parent.is_sdxl:
-        raise CheckpointError("distilling SDXL checkpoints is not supported yet; export and check are")
     world = make_world(config, parent, rank)
     batch = config.loop.batch // rank.count
     learner = config.objective.learner(world, batch=batch, steps=config.loop.steps)

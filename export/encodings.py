@@ -8,12 +8,12 @@ import msgspec
 import numpy as np
 
 from flashbulb.compress.encoding import EncodedTensor, check_current, layer_key, read_encoded
-from flashbulb.export.rewrites import Piece
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from flashbulb.export.graph import Graph
+    from flashbulb.export.rewrites import Piece
 
 
 class NotExpressible(ValueError):

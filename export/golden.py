@@ -106,6 +106,7 @@ def write(reference: Reference, prompts: tuple[str, ...], seed: int, root: Path)
         cases.append(GoldenCase(prompt=prompt, seed=seed + index, token_ids=token_ids, png=png))
     golden = Golden(cases=tuple(cases))
     save_file({f"{i}.{n}": a for i, case in enumerate(drawn) for n, a in case.items()}, root / golden.tensors)
+    (root / golden.tensors).chmod(0o644)  # safetensors writes files for its owner only
     index_file = root / FOLDER / "vectors.json"
     index_file.write_bytes(msgspec.json.format(msgspec.json.encode(golden), indent=2) + b"\n")
     return golden, sanity(reference, drawn)

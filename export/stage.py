@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import msgspec
 
 from flashbulb.distill.checkpoint import Checkpoint, replace_folder
 from flashbulb.distill.schedule import OneStep, one_step
-from flashbulb.export.artifact import Artifact, file_sha256, record
+from flashbulb.export.artifact import Artifact, record
 from flashbulb.export.backends import AnyBackend, Coreml, Executorch, Ort
 from flashbulb.export.bundle import (
     Bundle,
@@ -31,26 +30,13 @@ from flashbulb.export.bundle import (
     verify,
     write_manifest,
 )
+from flashbulb.export.lowering import STATE, lower_all, plan, versions
 from flashbulb.export.thresholds import gates
 from flashbulb.export.verify import check_manifest
-
-if TYPE_CHECKING:
-    from flashbulb.compress.encoding import EncodedTensor
 
 log = logging.getLogger(__name__)
 OnStep = Callable[[int, int, str], None]
 """Called as `on_step(done, total, what)` before each part of the work."""
-STATE = ".state"
-TOOLS = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "executorch",
-    "coremltools",
-)
 
 
 class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -75,18 +61,10 @@ class ExportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Prompts of the golden vectors; the first two must draw different pictures."""
     seed: Annotated[int, msgspec.Meta(ge=0, lt=2**32)] = 1
     """Seed of the first golden noise; each further case adds one."""
+    jobs: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Backends lowered at the same time, each in a process with its own copy of the weights."""
     licence: str = "unknown"
     """SPDX identifier of the weights' licence."""
-
-
-class _Task(msgspec.Struct, frozen=True):
-    """One unit of resumable lowering: a backend with the components that go into one file."""
-
-    backend: Any
-    components: tuple[str, ...]
-
-    def label(self) -> str:
-        return f"{self.backend.name}: {', '.join(self.components)}"
 
 
 def run(config: ExportConfig, on_step: OnStep | None = None) -> Path:
@@ -98,10 +76,12 @@ def run(config: ExportConfig, on_step: OnStep | None = None) -> Path:
     out = Path(config.out)
     root = out.with_name(f".{out.name}.partial")
     root.mkdir(parents=True, exist_ok=True)
-    tasks = plan(config, checkpoint)
+    tasks = plan(config.backends, checkpoint)
     say = on_step or (lambda done, total, what: log.info("%d/%d %s", done, total, what))
     total = len(tasks) + 2
-    artifacts = _lower_all(tasks, checkpoint, step, root, lambda i, what: say(i, total, what))
+    artifacts = lower_all(
+        tasks, checkpoint, step, root, jobs=config.jobs, say=lambda i, what: say(i, total, what)
+    )
     say(total - 2, total, "optimum layout, tokenizer, licences")
     _write_optimum(config, checkpoint, root)
     tokenizers, licences = write_tokenizers(checkpoint, root), write_licences(config, checkpoint, root)
@@ -111,95 +91,6 @@ def run(config: ExportConfig, on_step: OnStep | None = None) -> Path:
     _finish(manifest, root, out)
     say(total, total, "done")
     return out
-
-
-def plan(config: ExportConfig, checkpoint: Checkpoint) -> list[_Task]:
-    """List what will be lowered, in order."""
-    tasks = []
-    for backend in config.backends:
-        names = (*checkpoint.components(), *(("generator",) if backend.generator else ()))
-        groups = [names] if backend.together else [(n,) for n in names]
-        tasks += [_Task(backend, group) for group in groups]
-    return tasks
-
-
-def _lower_all(
-    tasks: Sequence[_Task],
-    checkpoint: Checkpoint,
-    step: OneStep,
-    root: Path,
-    say: Callable[[int, str], None],
-) -> list[Artifact]:
-    """Run every task that an earlier, killed run has not finished."""
-    from flashbulb.export.encodings import read
-
-    encoded = read(checkpoint.path)
-    source = checkpoint.sha256()
-    found: list[Artifact] = []
-    graphs: dict[Any, Any] = {}
-    for index, task in enumerate(tasks):
-        say(index, task.label())
-        state = root / STATE / f"{_key(task, source, step)}.json"
-        done = _finished(state, root)
-        if done is None:
-            done = _lower(task, checkpoint, step, encoded, root, graphs)
-            state.parent.mkdir(parents=True, exist_ok=True)
-            temporary = state.with_suffix(".tmp")
-            temporary.write_bytes(msgspec.json.encode(done))
-            temporary.replace(state)
-        found += done
-    return found
-
-
-def _lower(
-    task: _Task,
-    checkpoint: Checkpoint,
-    step: OneStep,
-    encoded: dict[str, EncodedTensor],
-    root: Path,
-    graphs: dict[Any, Any],
-) -> tuple[Artifact, ...]:
-    """Lower one task; graphs are kept while one backend follows another with the same forms."""
-    from flashbulb.export.graph import build
-
-    rewrite = task.backend.rewrite()
-    if rewrite not in graphs:
-        graphs.clear()
-        graphs[rewrite] = {g.component: g for g in build(checkpoint, step, rewrite)}
-    chosen = [graphs[rewrite][n] for n in task.components]
-    lowered: tuple[Artifact, ...] = task.backend.lower(chosen, encoded, root)
-    return lowered
-
-
-def _key(task: _Task, source: str, step: OneStep) -> str:
-    """Name a task by everything that its result depends on."""
-    parts = [source, msgspec.json.encode(step).decode(), msgspec.json.encode(task.backend).decode()]
-    parts += [*task.components, *(f"{k}={v}" for k, v in versions().items())]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-
-
-def _finished(state: Path, root: Path) -> tuple[Artifact, ...] | None:
-    """Return what an earlier run wrote, if every byte is still there."""
-    if not state.is_file():
-        return None
-    try:
-        done = msgspec.json.decode(state.read_bytes(), type=tuple[Artifact, ...])
-    except msgspec.DecodeError:
-        return None
-    files = [f for a in done for f in a.files]
-    whole = all((root / f.path).is_file() and file_sha256(root / f.path) == f.sha256 for f in files)
-    return done if whole else None
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the installed tools."""
-    found = {}
-    for name in TOOLS:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def _write_optimum(config: ExportConfig, checkpoint: Checkpoint, root: Path) -> None:

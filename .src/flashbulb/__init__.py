@@ -18,8 +18,8 @@ def _refuse_text_links(root: Path) -> None:
     if broken:
         raise ImportError(
             f"flashbulb needs the folders {', '.join(PACKAGES)} beside {root / '__init__.py'}, but "
-            f"{', '.join(broken)} cannot be entered: in a git checkout these are symbolic links, and git wrote "
-            "them as text files. Turn links on and check them out again: "
+            f"{', '.join(broken)} cannot be entered: in a git checkout these are symbolic links, and git "
+            "wrote them as text files. Turn links on and check them out again: "
             "git config core.symlinks true && git checkout -- .src"
         )
 

@@ -23,7 +23,7 @@ EXTRAS = {
     "coreml": ("coremltools",),
     "onnx": ("onnx", "onnxruntime", "onnxscript", "optimum-onnx"),
     "executorch": ("executorch",),
-    "train": ("torch-pruning", "efficientnet-lite-pytorch", "resvg-py"),
+    "train": ("efficientnet-lite-pytorch", "resvg-py"),
 }
 
 Kind = typing.Literal["objectives", "methods", "backends", "engines", "checkpoints", "extras"]

@@ -86,6 +86,13 @@ COMMANDS = (
         "bundle",
     ),
     Command(
+        "doctor",
+        "examine a bundle's programs for what breaks or slows a phone, without running them",
+        "flashbulb.export.doctor:DoctorConfig",
+        "flashbulb.export.doctor:run",
+        "bundle",
+    ),
+    Command(
         "eval",
         "judge a checkpoint's pictures beside real ones",
         "flashbulb.distill.metrics.stage:EvalConfig",

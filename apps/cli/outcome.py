@@ -14,6 +14,7 @@ from flashbulb.apps.cli.commands import DONE, NUMBERS_FAIL
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from flashbulb.export.doctor import Diagnosis
     from flashbulb.runtimes.records import Report
 
 MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "skip": "[yellow]skip[/]"}
@@ -28,6 +29,8 @@ def show(result: Any) -> int:
         return DONE
     if hasattr(result, "parity") and hasattr(result, "latency"):
         return show_report(result)
+    if hasattr(result, "findings"):
+        return show_diagnosis(result)
     if isinstance(result, msgspec.Struct):
         console.out.print(record_table(result))
         return DONE
@@ -51,6 +54,19 @@ def show_report(report: Report) -> int:
     if not report.failures:
         console.complain(f"{report.command}: nothing could be judged, and nothing is no proof")
     return NUMBERS_FAIL
+
+
+def show_diagnosis(diagnosis: Diagnosis) -> int:
+    """Print what the doctor found; an error gives exit code 1."""
+    table = _table("findings", ("severity", "artifact", "what"))
+    colours = {"error": "[bold red]error[/]", "warning": "[yellow]warning[/]", "info": "[dim]info[/]"}
+    for finding in diagnosis.findings:
+        table.add_row(colours[finding.severity], finding.artifact, finding.what)
+    if diagnosis.findings:
+        console.out.print(table)
+    errors = sum(finding.severity == "error" for finding in diagnosis.findings)
+    console.out.print(f"doctor: {errors} errors in {len(diagnosis.findings)} findings")
+    return NUMBERS_FAIL if errors else DONE
 
 
 def record_table(record: msgspec.Struct) -> Table:
@@ -122,7 +138,18 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     table = Table(
         title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    words = {"figure", "gate", "engine", "quantity", "tensor", "target", "verdict"}
+    words = {
+        "severity",
+        "artifact",
+        "what",
+        "figure",
+        "gate",
+        "engine",
+        "quantity",
+        "tensor",
+        "target",
+        "verdict",
+    }
     for name in columns:
         table.add_column(name, justify="left" if name in words else "right")
     return table

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flashbulb.export.rewrites import Rewrite
 
 PATH = "executorch/model.pte"
-PLATFORMS = {"android": "8.0", "ios": "17.0", "macos": "12.0"}
+PLATFORMS = {"ios": "17.0", "macos": "12.0"}
 
 
 class Executorch(Backend, frozen=True, tag="executorch"):
@@ -95,7 +95,7 @@ def _lower(graphs: Sequence[Graph]) -> Any:
     from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 
     programs = {g.component: g.program() for g in graphs}
-    # Without the verifier after each of the passes: a fifth of the time, and the result is checked by its numbers.
+    # Without the verifier after each pass: a fifth of the time, and the result is checked by its numbers.
     config = EdgeCompileConfig(_check_ir_validity=False)
     return to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()], compile_config=config)
 

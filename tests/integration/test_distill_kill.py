@@ -26,7 +26,9 @@ run(DistillConfig(
 
 def start(teacher, out, processes=1):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    return subprocess.Popen([sys.executable, "-c", PROGRAM, str(teacher), str(out), str(processes)], env=environment)
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(teacher), str(out), str(processes)], env=environment
+    )
 
 
 def weights(folder):
@@ -68,3 +70,12 @@ def test_another_configuration_in_the_same_folder_is_refused(tiny_sticker, tmp_p
     _claim(tmp_path, DistillConfig(teacher=str(tiny_sticker)))
     with pytest.raises(ValueError, match="another configuration"):
         _claim(tmp_path, DistillConfig(teacher="embedded:teacher"))
+
+
+def test_sdxl_is_refused_before_anything_is_written(tiny_sdxl, tmp_path):
+    from flashbulb.distill.checkpoint import CheckpointError
+    from flashbulb.distill.stage import DistillConfig, run
+
+    with pytest.raises(CheckpointError, match="SDXL"):
+        run(DistillConfig(teacher=str(tiny_sdxl), out=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()

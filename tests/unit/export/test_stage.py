@@ -151,3 +151,26 @@ def test_every_backend_is_one_frozen_config() -> None:
 def test_config_refuses_few_prompts() -> None:
     with pytest.raises(msgspec.ValidationError, match=r"length >= 4"):
         msgspec.convert({"prompts": ["a", "b"]}, ExportConfig)
+
+
+def test_two_processes_make_the_same_bundle(tiny_sticker: Path, tmp_path: Path) -> None:
+    """Two configurations of one backend stand for two backends, so that the test stays short."""
+    from flashbulb.distill.schedule import one_step
+    from flashbulb.export.lowering import STATE, lower_all, plan
+
+    checkpoint = Checkpoint.open(tiny_sticker)
+    step = one_step(checkpoint.config("scheduler"), checkpoint.config("vae"))
+    quick = {"generator": False, "ort_format": False, "optimum": False}
+    tasks = [
+        t for t in plan((Ort(**quick), Ort(opset=21, **quick)), checkpoint) if "unet" not in t.components
+    ]
+    found, said = {}, []
+    for jobs in (1, 2):
+        (tmp_path / str(jobs)).mkdir()
+        artifacts = lower_all(
+            tasks, checkpoint, step, tmp_path / str(jobs), jobs=jobs, say=lambda i, what: said.append(what)
+        )
+        found[jobs] = [(a.component, a.floor.version) for a in artifacts]
+        assert len(list((tmp_path / str(jobs) / STATE).iterdir())) == len(tasks)
+    assert found[1] == found[2]
+    assert said[-1] == "ort is done"

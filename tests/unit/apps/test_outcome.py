@@ -1,0 +1,67 @@
+"""What a result shows, and which exit code it gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from flashbulb.apps.cli import outcome
+from flashbulb.export.doctor import Diagnosis, Finding
+from flashbulb.runtimes.records import ParityRecord, Report, SanityRecord, host, now
+
+
+def parity(verdict: Any, snr_db: float | None, *, case: int = 0) -> ParityRecord:
+    return ParityRecord(
+        engine="ort", precision="float32", quantity="unet", tensor="out", case=case, prompt="p", seed=0,
+        metric="snr_db", threshold_db=60.0, snr_db=snr_db, max_abs=1e-3, exact=snr_db is None,
+        finite=True, verdict=verdict, sentence=f"unet is {verdict}",
+    )  # fmt: skip
+
+
+def report(*records: ParityRecord, sanity: tuple[SanityRecord, ...] = ()) -> Report:
+    return Report(
+        command="check", created=now(), bundle=None, device=host(), versions={}, parity=records, sanity=sanity
+    )
+
+
+def test_a_passing_report_gives_zero(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome.show(report(parity("pass", 80.0))) == 0
+    assert "check: passed" in capsys.readouterr().out
+
+
+def test_a_failing_report_gives_one_and_says_what(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome.show(report(parity("pass", 80.0), parity("fail", 20.0, case=1))) == 1
+    shown = capsys.readouterr()
+    assert "unet is fail" in shown.err
+    assert "20.00" in shown.out  # the worst case stands for its quantity
+
+
+def test_a_report_of_nothing_is_no_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome.show(report()) == 1
+    assert "no proof" in capsys.readouterr().err
+
+
+def test_what_was_skipped_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    skipped = SanityRecord(gate="engine", engine="coreml", verdict="skip", sentence="coreml: needs macOS")
+    assert outcome.show(report(parity("pass", None), sanity=(skipped,))) == 0
+    assert "skipped: coreml: needs macOS" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("severity", "code"), [("error", 1), ("warning", 0)])
+def test_a_diagnosis_fails_on_errors_only(severity: Any, code: int) -> None:
+    finding = Finding(severity=severity, artifact="onnx/unet.onnx", component="unet", what="too large")
+    assert outcome.show(Diagnosis(bundle="b", findings=(finding,))) == code
+
+
+def test_paths_codes_and_records(capsys: pytest.CaptureFixture[str]) -> None:
+    class Figures(msgspec.Struct):
+        value: float = 0.12345
+
+    assert outcome.show(Path("a/b")) == 0
+    assert capsys.readouterr().out == "a/b\n"
+    assert outcome.show(1) == 1
+    assert outcome.show(Figures()) == 0
+    assert "0.1235" in capsys.readouterr().out
