@@ -145,7 +145,7 @@ def to_onnx(graph: Graph, opset: int) -> Any:
         quiet.setLevel(level)
     if program is None:
         raise BackendError(f"wanted an ONNX program of {graph.component}, got none; export with torch 2.13")
-    return strip(program.model_proto)
+    return own_scales(strip(program.model_proto))
 
 
 def strip(model: Any) -> Any:
@@ -159,6 +159,20 @@ def strip(model: Any) -> Any:
             del item.metadata_props[:]
     del graph.value_info[:]
     del model.functions[:]
+    return model
+
+
+def own_scales(model: Any) -> Any:
+    """Give each Resize its own scales: fp16 converters cast shared ones once per node, under one name."""
+    seen: set[str] = set()
+    constants = {t.name: t for t in model.graph.initializer}
+    for index, node in enumerate(n for n in model.graph.node if n.op_type == "Resize"):
+        name = node.input[2] if len(node.input) > 2 else ""
+        if name in seen and name in constants:
+            copy = model.graph.initializer.add()
+            copy.CopyFrom(constants[name])
+            copy.name = node.input[2] = f"{name}.{index}"
+        seen.add(name)
     return model
 
 
