@@ -246,6 +246,9 @@ def _save_module(module: torch.nn.Module, folder: Path, dtype: str | None) -> No
     if dtype is not None:
         clone = clone.to(getattr(torch, dtype))
     clone.save_pretrained(folder, safe_serialization=True)  # type: ignore[operator]
+    config = _read_json(folder / "config.json")
+    config.pop("_name_or_path", None)  # the folder that it was read from: nobody else's business
+    _write_json(folder / "config.json", config)
 
 
 def _safetensors_header(file: Path) -> bytes:

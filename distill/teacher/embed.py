@@ -11,8 +11,11 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
-from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, replace_folder
+import msgspec
+
+from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, Lineage, replace_folder, write_lineage
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SHARED = ("tokenizer", "text_encoder", "vae")
@@ -56,7 +59,19 @@ def _copy(source: Path, out: Path, without: tuple[str, ...]) -> None:
     temporary = out.with_name(f".{out.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns(*without))
+    entries = Checkpoint.open(source).lineage.entries
+    portable = (msgspec.structs.replace(e, config=_portable(e.config)) for e in entries)
+    write_lineage(temporary, Lineage(entries=tuple(portable)))
     replace_folder(temporary, out)
+
+
+def _portable(value: Any) -> Any:
+    """Return a configuration with absolute paths cut to their last part."""
+    if isinstance(value, dict):
+        return {key: _portable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_portable(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def test_derive_writes_what_diffusers_opens(tiny_sd, tmp_path):
     entry = child.lineage.entries[-1]
     assert (entry.stage, entry.parent_sha256, entry.metrics) == ("test", parent.sha256(), {"m": 1.5})
     assert child.sha256() != parent.sha256()
+    assert str(tmp_path.parent) not in (child.path / "unet" / "config.json").read_text()
 
 
 def test_lineage_is_appended_to_never_rewritten(tiny_sd, tmp_path):
