@@ -138,7 +138,6 @@ def train(
     products = torch.from_numpy(alphas_cumprod(SCHEDULER)).float()
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
-        # A batch of latents and text states.
         count = config.loop.batch // rank.count
         stickers = rng.python.choices(pool, weights=weights, k=count)
         grounds = rng.python.choices(range(len(BACKGROUNDS)), k=count)
@@ -148,18 +147,7 @@ def train(
         tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             states = text(tokens).last_hidden_state
-
-        # Noise it, predict v, learn; stratified timesteps lower the variance of the gradient.
-        t = (
-            (torch.randperm(count, generator=rng.torch) + torch.rand(count, generator=rng.torch))
-            / count
-            * 1000
-        ).long()
-        alpha, sigma = (f[t].sqrt().view(-1, 1, 1, 1) for f in (products, 1 - products))
-        noise = torch.randn(x0.shape, generator=rng.torch)
-        with torch.autocast("cpu", torch.bfloat16):
-            v = model(alpha * x0 + sigma * noise, t, states).sample.float()
-        loss = (v - (alpha * noise - sigma * x0)).square().mean()
+        loss = v_loss(model, x0, states, products, rng)
         optimizer.zero_grad()
         loss.backward()
         average_gradients(model.parameters())
@@ -171,3 +159,26 @@ def train(
     run_loop(config.loop, state, update, out, on_step=on_step)
     state.use_ema()
     return model.eval().requires_grad_(False)
+
+
+def v_loss(
+    model: UNet2DConditionModel,
+    x0: torch.Tensor,
+    states: torch.Tensor,
+    products: torch.Tensor,
+    rng: StepRng,
+) -> torch.Tensor:
+    """Return the mean squared error of v (arXiv 2202.00512, app. D) for latents x0 (b, c, h, w).
+
+    Timesteps are stratified over the batch, which lowers the variance of the gradient.
+    """
+    import torch
+
+    count = len(x0)
+    order, offset = torch.randperm(count, generator=rng.torch), torch.rand(count, generator=rng.torch)
+    t = ((order + offset) / count * len(products)).long()
+    alpha, sigma = (f[t].sqrt().view(-1, 1, 1, 1) for f in (products, 1 - products))
+    noise = torch.randn(x0.shape, generator=rng.torch)
+    with torch.autocast("cpu", torch.bfloat16):
+        v = model(alpha * x0 + sigma * noise, t, states).sample.float()
+    return (v - (alpha * noise - sigma * x0)).square().mean()
