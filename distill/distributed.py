@@ -6,6 +6,7 @@ stall when anything else runs.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,10 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
 
 def join() -> None:
     """Join the process group that a launcher announced in the environment, if any."""
+    logging.getLogger("torchao").setLevel(
+        logging.ERROR
+    )  # warns of its CUDA libraries on every machine without
+
     import torch
     import torch.distributed as dist
 

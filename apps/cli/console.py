@@ -59,6 +59,7 @@ def set_up(*, debug: bool) -> None:
         "TOKENIZERS_PARALLELISM": "false",
         "TORCH_LOGS": "-all",
         "TQDM_DISABLE": "1",
+        "PYTHONWARNINGS": "ignore",  # for worker processes, whose filters are their own
     }
     for variable, value in quiet.items():
         os.environ.setdefault(variable, value)
