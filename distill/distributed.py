@@ -39,7 +39,7 @@ def join() -> None:
     """Join the process group that a launcher announced in the environment, if any."""
     logging.getLogger("torchao").setLevel(
         logging.ERROR
-    )  # warns of its CUDA libraries on every machine without
+    )  # it warns of CUDA libraries
 
     import torch
     import torch.distributed as dist
