@@ -36,6 +36,8 @@ class Ort(Backend, frozen=True, tag="ort"):
     """ONNX opset to write; 20 is the first with Gelu as one operator."""
     weights: Literal["lossless_float16", "float32"] = "lossless_float16"
     """Storage in `.onnx`: fp16 where each value of a weight is exact in it, cast while loading; or fp32."""
+    codes: bool = True
+    """Store encoded weights as codes and tables; false stores their floats: larger, several times faster."""
     ort_format: bool = True
     """Also write `.ort`, which reduced builds of the runtime need; the web wants `.onnx`."""
     optimum: bool = True
@@ -62,7 +64,7 @@ class Ort(Backend, frozen=True, tag="ort"):
         from flashbulb.export.onnx_weights import apply_encodings
 
         start = time.perf_counter()
-        used = of_graph(graph, encoded)
+        used = of_graph(graph, encoded) if self.codes else {}
         refuse("ort", used, ("palettize", "int8_weight_only", "float16", "float32"), self.allow_dequantized)
         model = to_onnx(graph, self.opset)
         apply_encodings(model, graph, used)

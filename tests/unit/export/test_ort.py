@@ -78,6 +78,18 @@ def test_encoded_weights_are_stored_as_codes_and_decode_exactly(
         assert stored_codes(model) == sum(e.codes.size for e in encodings.of_graph(graph, encoded).values())
 
 
+def test_floats_instead_of_codes_draw_the_same(encoded_checkpoint: Path, tmp_path: Path) -> None:
+    backend, encoded = Ort(codes=False), encodings.read(encoded_checkpoint)
+    graph = graphs(encoded_checkpoint, backend)["vae_decoder"]
+    artifacts = backend.lower([graph], encoded, tmp_path)
+    given = dict(zip([s.name for s in graph.inputs], graph.example(), strict=True))
+    with torch.no_grad():
+        wanted = graph.module(*given.values())
+    got = call(tmp_path / artifacts[0].path, artifacts[0], {n: t.numpy() for n, t in given.items()})
+    assert snr_db(wanted, got[graph.outputs[0].name]) > 110
+    assert stored_codes(onnx.load(tmp_path / artifacts[0].path)) == 0
+
+
 def stored_codes(model: Any) -> int:
     return sum(int(np.prod(t.dims)) for t in model.graph.initializer if t.name.endswith(".codes"))
 
