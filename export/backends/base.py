@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
 
+from flashbulb.distill.errors import MissingExtra
 from flashbulb.export.artifact import Artifact, BackendName, digest, records
 
 if TYPE_CHECKING:
@@ -15,10 +16,6 @@ if TYPE_CHECKING:
     from flashbulb.compress.encoding import EncodedTensor
     from flashbulb.export.graph import Graph
     from flashbulb.export.rewrites import Rewrite
-
-
-class MissingExtra(ImportError):
-    """A backend needs packages that are not installed."""
 
 
 class BackendError(RuntimeError):
@@ -59,7 +56,7 @@ def need(extra: str, *modules: str) -> None:
 
     missing = [m for m in modules if find_spec(m) is None]
     if missing:
-        raise MissingExtra(f"this export needs {', '.join(missing)}: pip install 'flashbulb[{extra}]'")
+        raise MissingExtra(f"this export needs {', '.join(missing)}", extra)
 
 
 def artifact(path: Path, root: Path, graph: Graph, **fields: Any) -> Artifact:
