@@ -23,13 +23,13 @@ STUDENT = "student"
 
 # Estimates in seconds, measured on two cores with the embedded checkpoints; a stage that has run before
 # is expected to take as long as it took then.
-STEP_S = {"distill": 0.6}
+STEP_S = {"distill": 1.8}
 ESTIMATES_S = {
     "compress": 60.0,
     "judge": 60.0,
-    "export": 150.0,
-    "optimum": 60.0,
-    "check": 60.0,
+    "export": 110.0,
+    "optimum": 20.0,
+    "check": 20.0,
     "report": 40.0,
 }
 BENCH_TARGETS = 20
