@@ -37,9 +37,7 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
 
 def join() -> None:
     """Join the process group that a launcher announced in the environment, if any."""
-    logging.getLogger("torchao").setLevel(
-        logging.ERROR
-    )  # it warns of CUDA libraries
+    logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of CUDA libraries
 
     import torch
     import torch.distributed as dist
