@@ -64,10 +64,10 @@ class CompressConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     min_weights: Annotated[int, msgspec.Meta(ge=1)] = 4096
     """Smaller weights stay floats unless named exactly."""
     floor_psnr_db: float | None = 30.0
-    """The picture's PSNR against the uncompressed one may not fall below: the layers that respond most stay
+    """The picture's PSNR against the uncompressed one may not fall below: the parts that respond most stay
     floats, until it holds. Null encodes all that is chosen."""
-    probe: Literal["layer", "component"] = "layer"
-    """Measure, and leave out, single layers or whole components (fast for a large model)."""
+    probe: Literal["layer", "component"] = "component"
+    """Measure, and leave out, whole components, or single layers: finer, and a picture for each of them."""
     prompts: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = PROMPTS
     """The pictures that are compared."""
     seed: int = 0

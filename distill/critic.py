@@ -7,7 +7,7 @@ heads*.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ BLOCKS = (2, 4, 10)
 
 
 def make_head(channels: int, text_width: int, width: int = 64) -> nn.Module:
-    """Make one head: feature map (b, c, h, w) and text (b, d) -> logits (b, h, w)."""
+    """Make one head: ``read`` a feature map (b, c, h, w), then ``project`` it on a text (b, d): (b, h, w)."""
     from torch import nn
     from torch.nn.utils.parametrizations import spectral_norm
 
@@ -36,12 +36,13 @@ def make_head(channels: int, text_width: int, width: int = 64) -> nn.Module:
             self.outward = spectral_norm(nn.Conv2d(width, width, 1))
             self.text = nn.Linear(text_width, width)
 
-        def forward(self, features: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
             hidden = self.inward(features)
-            hidden = (hidden + self.residual(hidden)) / 2**0.5
-            logits: torch.Tensor = (self.outward(hidden) * self.text(text)[:, :, None, None]).sum(
-                1
-            ) / width**0.5
+            read: torch.Tensor = self.outward((hidden + self.residual(hidden)) / 2**0.5)
+            return read
+
+        def project(self, read: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = (read * self.text(text)[:, :, None, None]).sum(1) / width**0.5
             return logits
 
     return Head()
@@ -50,7 +51,7 @@ def make_head(channels: int, text_width: int, width: int = 64) -> nn.Module:
 class Critic:
     """Frozen features F and trainable heads D_k; call it for the logits, all heads' side by side (b, n)."""
 
-    def __init__(self, text_width: int, *, blocks: tuple[int, ...] = BLOCKS, input_size: int = 128) -> None:
+    def __init__(self, text_width: int, *, blocks: tuple[int, ...] = BLOCKS, input_size: int = 96) -> None:
         import torch
         from torch import nn
 
@@ -71,12 +72,21 @@ class Critic:
             maps = feature_maps(self.network, to_network(pictures, self.input_size), self.blocks)
         return [m.float() for m in maps]
 
-    def logits(self, features: list[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+    def read(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Return what the heads make of feature maps before they see a text; one reading serves several."""
+        return [head(f) for head, f in zip(self.heads, features, strict=True)]
+
+    def project(self, read: list[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
         """Return the logits (b, n) of all heads; each head's are weighted equally whatever its resolution."""
         import torch
 
-        parts = [head(f, text).flatten(1) for head, f in zip(self.heads, features, strict=True)]
+        heads: list[Any] = list(self.heads)
+        parts = [head.project(r, text).flatten(1) for head, r in zip(heads, read, strict=True)]
         return torch.cat([torch.nn.functional.adaptive_avg_pool1d(p[:, None], 64)[:, 0] for p in parts], 1)
+
+    def logits(self, features: list[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+        """Return the logits (b, n) of pictures with these features for their texts (b, d)."""
+        return self.project(self.read(features), text)
 
 
 def hinge_critic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:

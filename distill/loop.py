@@ -107,11 +107,12 @@ class State:
         rate = 1 - min(decay, (1 + self.step) / (10 + self.step))
         for name, average in self.ema.items():
             present = self.modules[name].state_dict()
-            for key, value in average.items():
-                if value.dtype.is_floating_point:
-                    torch.lerp(value, present[key].detach().to(value), rate, out=value)
-                else:
-                    value.copy_(present[key])
+            moving = [k for k, v in average.items() if v.dtype.is_floating_point]
+            torch._foreach_lerp_(
+                [average[k] for k in moving], [present[k].detach().to(average[k]) for k in moving], rate
+            )
+            for key in average.keys() - set(moving):
+                average[key].copy_(present[key])
 
     def save(self, folder: Path) -> None:
         """Write the state into ``folder`` as one safetensors file, renamed in when it is whole."""

@@ -18,7 +18,7 @@ from flashbulb.distill.objectives.base import Batch, Pairs, World
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL
+    from diffusers import AutoencoderKL, UNet2DConditionModel
 
 log = logging.getLogger(__name__)
 
@@ -118,12 +118,14 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
 def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
     """Load the networks and prepare the data of a distillation."""
     from flashbulb.distill.data.captioned import open_source
-    from flashbulb.distill.denoiser import Denoiser, Schedule
+    from flashbulb.distill.denoiser import Denoiser, Schedule, suit_attention
 
     schedule = Schedule(parent.config("scheduler"))
     teacher = Denoiser(parent.load("unet"), schedule)
     start = Checkpoint.open(config.student) if config.student else parent
     student = Denoiser(start.load("unet").requires_grad_(True), schedule)
+    for unet in (teacher.unet, student.unet):
+        suit_attention(cast("UNet2DConditionModel", unet))
     vae = cast("AutoencoderKL", parent.load("vae"))
     encode = text_function(parent)
     source = open_source(config.data, parent.image_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -89,7 +90,9 @@ def _in_processes(
     from multiprocessing import get_context
 
     order = sorted(groups, key=lambda g: not g[0].backend.together)
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_die_with_parent) as pool:
+    with ProcessPoolExecutor(
+        jobs, mp_context=get_context("spawn"), initializer=_begin, initargs=(_levels(),)
+    ) as pool:
         futures = {pool.submit(_work, g, str(checkpoint.path), step, str(root), source): g for g in order}
         say(0, ", ".join(g[0].backend.name for g in order))
         finished = 0
@@ -99,6 +102,19 @@ def _in_processes(
             say(finished, f"{futures[future][0].backend.name} is done")
         found = {id(g): f.result() for f, g in futures.items()}
     return [found[id(g)] for g in groups]
+
+
+def _levels() -> dict[str, int]:
+    """Return the levels of all loggers that have one of their own."""
+    found = {n: g for n, g in logging.root.manager.loggerDict.items() if isinstance(g, logging.Logger)}
+    return {name: logger.level for name, logger in found.items() if logger.level}
+
+
+def _begin(levels: dict[str, int]) -> None:
+    """Make a worker process as quiet as its parent, and mortal with it."""
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    _die_with_parent()
 
 
 def _die_with_parent() -> None:

@@ -131,8 +131,9 @@ def write_tokenizers(checkpoint: Checkpoint, root: Path) -> tuple[TokenizerInfo,
 
 
 def write_licences(config: ExportConfig, checkpoint: Checkpoint, root: Path) -> tuple[Licence, ...]:
-    """Copy the licence texts that lie in the checkpoint."""
-    files = sorted(p for p in checkpoint.path.iterdir() if p.name.upper().startswith(("LICEN", "NOTICE")))
+    """Copy the licence, notice and attribution texts that lie in the checkpoint."""
+    wanted = ("LICEN", "NOTICE", "ATTRIBUTION")
+    files = sorted(p for p in checkpoint.path.iterdir() if p.name.upper().startswith(wanted))
     found = []
     for path in (p for p in files if p.is_file() and p.stat().st_size):
         (root / "licences").mkdir(exist_ok=True)

@@ -66,8 +66,8 @@ class ReportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What to draw; by default the golden prompts."""
     seed: int = 0
     """Seed of the first picture; the others follow."""
-    figures: dict[str, dict[str, float | int | str]] = {}
-    """Further tables: heading -> name -> value."""
+    figures: dict[str, list[dict[str, float | int | str]]] = {}
+    """Further tables: heading -> rows of column -> value; the first column names the row."""
 
 
 class Cell(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,7 +23,7 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Diffusers folder, Hub id, embedded:teacher or embedded:student."""
     split: Literal["train", "combination"] = "train"
     """Prompts: training captions, or held-out style x concept combinations."""
-    pictures: Annotated[int, msgspec.Meta(ge=2)] = 256
+    pictures: Annotated[int, msgspec.Meta(ge=2)] = 148
     """Pictures to draw (at most the split's number of iconic stickers for combinations)."""
     steps: Annotated[int, msgspec.Meta(gt=0)] = 1
     """Sampling steps (DDIM, trailing timesteps)."""
@@ -55,18 +55,29 @@ class EvalRecord(msgspec.Struct, frozen=True, kw_only=True):
     sharpness: float
     real_retrieval_at_1: float
     real_retrieval_at_10: float
+    real_background: float
     real_frechet_floor: float
     real_sharpness: float
 
 
 def run(config: EvalConfig) -> EvalRecord:
     """Draw, judge, write ``eval.json`` and ``grid.png`` into ``config.out``, and return the record."""
+    return run_all([config])[0]
+
+
+def run_all(configs: list[EvalConfig]) -> list[EvalRecord]:
+    """Do what :func:`run` does for several checkpoints, with one judge."""
     from flashbulb.distill.checkpoint import Checkpoint
     from flashbulb.distill.data.stickers import Stickers
     from flashbulb.distill.metrics.judge import Judge
 
-    checkpoint, data = Checkpoint.open(config.checkpoint), Stickers()
-    judge, out = Judge(data), Path(config.out)
+    checkpoints, data = [Checkpoint.open(c.checkpoint) for c in configs], Stickers()
+    judge = Judge(data)
+    return [_run(config, c, judge, data) for config, c in zip(configs, checkpoints, strict=True)]
+
+
+def _run(config: EvalConfig, checkpoint: Checkpoint, judge: Judge, data: Stickers) -> EvalRecord:
+    out = Path(config.out)
     stickers, backgrounds = choose_prompts(data, config)
     captions = data.captions(stickers, backgrounds)
     pictures = draw_pictures(
@@ -151,6 +162,7 @@ def _record(
         sharpness=sharpness(pictures),
         real_retrieval_at_1=ceiling.retrieval_at_1,
         real_retrieval_at_10=ceiling.retrieval_at_10,
+        real_background=ceiling.background,
         real_frechet_floor=frechet_distance(real_features[:half], real_features[half:]),
         real_sharpness=sharpness(real),
     )

@@ -31,7 +31,7 @@ class Add(Objective, frozen=True, tag="add"):
     """Weight lambda of the score distillation (eq. 1)."""
     anchor: Weight = 1.0
     """Weight of the regression onto cached teacher pictures, in latent space."""
-    anchor_share: Annotated[float, msgspec.Meta(ge=0)] = 2.0
+    anchor_share: Annotated[float, msgspec.Meta(ge=0)] = 1.0
     """Pairs drawn for the anchor, as a multiple of the batch; they need no decoding and are cheap."""
     warmup: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.4
     """First share of the steps that trains the anchor alone."""
@@ -74,7 +74,7 @@ class Add(Objective, frozen=True, tag="add"):
         modules: dict[str, torch.nn.Module] = {"student": student}
         optimizers: dict[str, torch.optim.Optimizer] = {
             "student": torch.optim.AdamW(
-                student.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+                student.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
             )
         }
         if critic is not None:
@@ -109,7 +109,8 @@ class Add(Objective, frozen=True, tag="add"):
         loss = self.distill * distill
         if critic is not None:
             critic.heads.requires_grad_(False)
-            adversarial = -critic.logits(critic.features(pictures), real.pooled).mean()
+            fakes = critic.features(pictures)
+            adversarial = -critic.logits(fakes, real.pooled).mean()
             critic.heads.requires_grad_(True)
             loss = loss + self.adv * adversarial
             stats["adv"] = adversarial.item()
@@ -120,7 +121,7 @@ class Add(Objective, frozen=True, tag="add"):
 
         # Critic step: hinge on real (as the decoder draws it), fake and mismatched pairs, R1 at head inputs.
         if critic is not None:
-            critic_loss, more = self.critic_loss(world, critic, real, pictures.detach())
+            critic_loss, more = self.critic_loss(world, critic, real, [f.detach() for f in fakes])
             _descend(critic_loss, critic.heads, optimizers["critic"])
             stats |= more
         return stats | {"loss": loss.item()}
@@ -173,21 +174,23 @@ class Add(Objective, frozen=True, tag="add"):
         return self.anchor * error, {"anchor": error.item()}
 
     def critic_loss(
-        self, world: World, critic: Critic, real: Batch, fakes: torch.Tensor
+        self, world: World, critic: Critic, real: Batch, fakes: list[torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1."""
+        """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1.
+
+        Real pictures are the decoder's own, so that its fingerprint tells nothing; ``fakes`` are features.
+        """
         import torch
 
         from flashbulb.distill.critic import hinge_critic, r1
 
         with torch.no_grad():
             real_features = critic.features(world.decode(real.latents))
-            fake_features = critic.features(fakes)
         real_features = [f.requires_grad_() for f in real_features]
-        on_real = critic.logits(real_features, real.pooled)
-        on_fake = critic.logits(fake_features, real.pooled)
+        read = critic.read(real_features)
+        on_real, wrong = (critic.project(read, text) for text in (real.pooled, real.pooled.roll(1, 0)))
+        on_fake = critic.logits(fakes, real.pooled)
         penalty = r1(on_real, real_features) if self.r1 else torch.zeros(())
-        wrong = critic.logits([f.detach() for f in real_features], real.pooled.roll(1, 0))
         loss = hinge_critic(on_real, on_fake) + self.mismatch * (1 + wrong).relu().mean() + self.r1 * penalty
         return loss, {
             "critic": loss.item(),

@@ -113,13 +113,21 @@ def losses(
         noise = torch.randn(latents.shape, generator=rng.torch)
         decoded = model.decode(latents + config.latent_noise * noise).sample.float()
     latents = latents.float()
-    error = decoded - pictures
     prior = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
-    parts = {"l1": error.abs().mean(), "mse": error.square().mean(), "prior": prior}
-    loss = parts["l1"] + parts["mse"] + config.prior_weight * prior
+    parts = reconstruction(decoded, pictures, config.feature_weight, features) | {"prior": prior}
+    return parts | {"loss": parts["loss"] + config.prior_weight * prior}
+
+
+def reconstruction(
+    decoded: torch.Tensor, pictures: torch.Tensor, feature_weight: float, features: torch.nn.Module | None
+) -> dict[str, torch.Tensor]:
+    """Return the loss of decoded against real pictures (b, 3, h, w) in [-1, 1], and its parts."""
+    error = decoded - pictures
+    parts = {"l1": error.abs().mean(), "mse": error.square().mean()}
+    loss = parts["l1"] + parts["mse"]
     if features is not None:
         parts["features"] = feature_distance(features, decoded, pictures)
-        loss = loss + config.feature_weight * parts["features"]
+        loss = loss + feature_weight * parts["features"]
     return parts | {"loss": loss}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 
 from flashbulb.distill.data.words import BACKGROUNDS
+from flashbulb.distill.denoiser import suit_attention
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.schedule import alphas_cumprod
 from flashbulb.distill.teacher.autoencoder import encode_all
@@ -40,17 +41,17 @@ SCHEDULER: dict[str, Any] = {
 class DenoiserConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Architecture and training of the UNet."""
 
-    channels: tuple[int, ...] = (96, 160, 160)
-    """Width of each resolution; attention at all but the first."""
+    channels: tuple[int, ...] = (96, 128, 160)
+    """Width of each resolution; each has self- and cross-attention."""
     layers: int = 1
     """ResNet blocks of each resolution."""
     head_width: int = 32
     """Channels of one attention head."""
-    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 8e-4
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1.2e-3
     """Peak learning rate of AdamW."""
     drop_caption: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1
     """Share of captions replaced by the empty one."""
-    iconic_weight: Annotated[float, msgspec.Meta(ge=1)] = 2.0
+    iconic_weight: Annotated[float, msgspec.Meta(ge=1)] = 3.0
     """How much more often a sticker of an iconic concept is drawn."""
     loop: LoopConfig = LoopConfig(steps=12000, batch=64, ema=0.999, warmup=200)
     """Length and bookkeeping."""
@@ -62,13 +63,13 @@ def build(
     """Make an untrained UNet."""
     from diffusers import UNet2DConditionModel
 
-    inner = len(config.channels) - 1
+    depth = len(config.channels)
     return UNet2DConditionModel(
         sample_size=latent_size,
         in_channels=latent_channels,
         out_channels=latent_channels,
-        down_block_types=("DownBlock2D", *("CrossAttnDownBlock2D",) * inner),
-        up_block_types=(*("CrossAttnUpBlock2D",) * inner, "UpBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D",) * depth,
+        up_block_types=("CrossAttnUpBlock2D",) * depth,
         block_out_channels=config.channels,
         layers_per_block=config.layers,
         cross_attention_dim=text_width,
@@ -95,7 +96,7 @@ def all_latents(vae: AutoencoderKL, data: Stickers, file: Path) -> torch.Tensor:
 
 def train(
     config: DenoiserConfig,
-    parts: tuple[AutoencoderKL, CLIPTextModel, CLIPTokenizerFast],
+    parts: tuple[torch.Tensor, CLIPTextModel, CLIPTokenizerFast],
     data: Stickers,
     out: Path,
     *,
@@ -106,7 +107,7 @@ def train(
 
     Args:
         config: architecture and training.
-        parts: the frozen autoencoder, text encoder and tokenizer.
+        parts: the latents of :func:`all_latents`, the frozen text encoder and its tokenizer.
         data: the stickers; only their train split is used.
         out: run folder.
         on_step: progress callback.
@@ -116,10 +117,9 @@ def train(
 
     from flashbulb.distill.distributed import average_gradients
 
-    vae, text, tokenizer = parts
+    latents, text, tokenizer = parts
     torch.manual_seed(config.loop.seed)
     rank = Rank.current()
-    latents = all_latents(vae, data, out / "latents.safetensors")
     model = build(
         config,
         latent_channels=latents.shape[2],
@@ -128,8 +128,9 @@ def train(
     )
     if start is not None:
         model.load_state_dict(start)
+    suit_attention(model)
     optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     state = State({"unet": model}, {"unet": optimizer}, averaged=("unet",))
     pool = data.select("train")

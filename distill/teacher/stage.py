@@ -21,6 +21,7 @@ from flashbulb.distill.checkpoint import (
 )
 from flashbulb.distill.loop import OnStep, Rank
 from flashbulb.distill.teacher.autoencoder import AutoencoderConfig
+from flashbulb.distill.teacher.decoder import DecoderConfig
 from flashbulb.distill.teacher.denoiser import SCHEDULER, DenoiserConfig
 from flashbulb.distill.teacher.text_encoder import TextConfig
 
@@ -43,6 +44,8 @@ class TeachConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     out: str = "runs/teacher"
     """Run folder; the checkpoint is written to ``OUT/checkpoint``."""
+    data: str = ""
+    """Stickers: a file of ``flashbulb.distill.data.build``; default: the embedded ones."""
     processes: Annotated[int, msgspec.Meta(gt=0)] = 2
     """Data-parallel processes on this machine."""
     reuse: str = ""
@@ -53,10 +56,12 @@ class TeachConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Prompt -> states."""
     denoiser: DenoiserConfig = DenoiserConfig()
     """Noise -> latents."""
+    decoder: DecoderConfig | None = DecoderConfig()
+    """Latents -> pictures, trained further once the latents are settled; null leaves it as it is."""
 
 
 def run(config: TeachConfig, *, on_step: OnStep | None = None) -> Path:
-    """Train all three parts in turn and return the folder of the checkpoint; a killed run continues."""
+    """Train all parts in turn and return the folder of the checkpoint; a killed run continues."""
     from flashbulb.distill.distributed import launch
 
     out = Path(config.out)
@@ -69,10 +74,11 @@ def run(config: TeachConfig, *, on_step: OnStep | None = None) -> Path:
 def _worker(config: TeachConfig, on_step: OnStep | None) -> None:
     from flashbulb.distill.data.stickers import Stickers
     from flashbulb.distill.distributed import join
-    from flashbulb.distill.teacher import autoencoder, denoiser, text_encoder
+    from flashbulb.distill.teacher import autoencoder, decoder, denoiser, text_encoder
 
     join()
-    out, data, start = Path(config.out), Stickers(), None
+    out, start = Path(config.out), None
+    data = Stickers(Path(config.data)) if config.data else Stickers()
     if config.reuse:
         parent = Checkpoint.open(config.reuse)
         vae, text, tokenizer = parent.load("vae"), parent.load("text_encoder"), parent.tokenizer()
@@ -83,8 +89,16 @@ def _worker(config: TeachConfig, on_step: OnStep | None) -> None:
         )
         vae = autoencoder.train(config.autoencoder, data, out / "autoencoder", on_step=on_step)
         text = text_encoder.train(config.text, tokenizer, data, out / "text", on_step=on_step)
+    latents = denoiser.all_latents(vae, data, out / "latents.safetensors")
+    if config.decoder is not None:
+        decoder.train(config.decoder, vae, latents, data, out / "decoder", on_step=on_step)
     unet = denoiser.train(
-        config.denoiser, (vae, text, tokenizer), data, out / "denoiser", on_step=on_step, start=start
+        config.denoiser,
+        (latents, text, tokenizer),
+        data,
+        out / "denoiser",
+        on_step=on_step,
+        start=start,
     )
     if Rank.current().index == 0:
         modules = {"vae": vae, "text_encoder": text, "unet": unet}

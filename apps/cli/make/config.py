@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
 from flashbulb.compress.stage import CompressConfig
-from flashbulb.distill.metrics.stage import EvalConfig
 from flashbulb.distill.stage import DistillConfig
 from flashbulb.export.stage import ExportConfig
 
@@ -32,6 +31,19 @@ class BenchPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """Fail when the median from prompt to picture is longer."""
     optimum: bool = True
     """Export the same checkpoint with optimum as well, and time that beside ours."""
+
+
+class JudgePart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How a sticker checkpoint's pictures are judged, beside its teacher's and real ones."""
+
+    pictures: Annotated[int, msgspec.Meta(ge=2)] = 148
+    """Pictures to draw of each checkpoint."""
+    split: Literal["train", "combination"] = "train"
+    """Prompts: training captions, or held-out style x concept combinations."""
+    teacher_steps: Annotated[int, msgspec.Meta(gt=1)] = 25
+    """Steps of the teacher's good pictures."""
+    guidance: Annotated[float, msgspec.Meta(ge=1)] = 3.0
+    """Classifier-free guidance of the teacher's good pictures."""
 
 
 class ReportPart(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -60,8 +72,8 @@ class MakeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """How the student is made smaller; without it it stays as it is."""
     export: ExportConfig
     """What the student is exported to."""
-    judge: EvalConfig | None = None
-    """How the student's pictures are judged; without it they are not."""
+    judge: JudgePart | None = None
+    """How the student's pictures are judged, in the sticker world; without it they are not."""
     check: CheckPart = CheckPart()
     """How the bundle is checked."""
     bench: BenchPart = BenchPart()

@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 DISTILL, COMPRESS, JUDGE, BUNDLE, OPTIMUM = "distill", "compress", "judge", "bundle", "optimum"
 CHECK, BENCH, REPORT = "check.json", "bench.json", "report.html"
-STUDENT = "student"
+STUDENT, TEACHER = "student", "teacher"
 
 # Estimates in seconds, measured on two cores with the embedded checkpoints; a stage that has run before
 # is expected to take as long as it took then.
 STEP_S = {"distill": 1.8}
 ESTIMATES_S = {
     "compress": 60.0,
-    "judge": 60.0,
+    "judge": 90.0,
     "export": 110.0,
     "optimum": 20.0,
     "check": 20.0,
@@ -99,24 +99,36 @@ def _compress(config: MakeConfig, root: Path, parent: str, folder: str) -> Stage
 
 
 def _judge(config: MakeConfig, root: Path, parent: str, folder: str) -> Stage:
-    from flashbulb.distill.metrics.stage import run
+    from flashbulb.distill.metrics.stage import EvalConfig, run_all
 
     assert config.judge is not None
-    wanted = replace(config.judge, checkpoint=parent, out=JUDGE)
+    part = config.judge
+
+    def wanted(checkpoint: str, name: str, steps: int, guidance: float) -> EvalConfig:
+        return EvalConfig(
+            checkpoint=_absolute(checkpoint),
+            split=part.split,
+            pictures=part.pictures,
+            steps=steps,
+            guidance=guidance,
+            out=str(root / JUDGE / name),
+        )
 
     def make(on_step: OnStep) -> None:
         on_step(0, 1, "draw and judge")
-        run(replace(wanted, checkpoint=_absolute(folder), out=str(root / JUDGE)))
+        configs = [wanted(folder, STUDENT, 1, 1.0)]
+        if config.distill is not None:
+            configs.append(wanted(config.checkpoint, TEACHER, part.teacher_steps, part.guidance))
+        run_all(configs)
 
     return Stage(
         name="judge",
         title="judge the student's pictures beside real ones",
-        config=wanted,
+        config=part,
         run=make,
-        product=f"{JUDGE}/eval.json",
-        parents=(parent,),
+        product=JUDGE,
+        parents=tuple(dict.fromkeys(("source", parent))),
         estimate_s=ESTIMATES_S["judge"],
-        folders=(JUDGE,),
     )
 
 
@@ -232,10 +244,36 @@ def _report(config: MakeConfig, part: ReportPart, root: Path, parents: list[str]
     )
 
 
-def _figures(root: Path) -> dict[str, dict[str, float | int | str]]:
-    """Return the judge's figures, but for those that only identify the run."""
-    record = json.loads((root / JUDGE / "eval.json").read_text())
-    return {"judge": {name: value for name, value in record.items() if name not in ("checkpoint", "sha256")}}
+FIGURES = {
+    "retrieval_at_1": "R@1",
+    "retrieval_at_10": "R@10",
+    "background": "background",
+    "frechet": "Frechet",
+    "sharpness": "sharpness",
+}
+
+
+def _figures(root: Path) -> dict[str, list[dict[str, float | int | str]]]:
+    """Return the judge's table: one row a checkpoint, and what real pictures reach."""
+    files = [f for name in (STUDENT, TEACHER) if (f := root / JUDGE / name / "eval.json").is_file()]
+    records = {file.parent.name: json.loads(file.read_text()) for file in files}
+    rows: list[dict[str, float | int | str]] = [
+        {"pictures of": f"{name}, {r['steps']} step{'s' * (r['steps'] > 1)}"}
+        | {title: r[field] for field, title in FIGURES.items()}
+        | {"diversity": r["diversity"]}
+        for name, r in records.items()
+    ]
+    real = records[STUDENT]
+    rows.append(
+        {"pictures of": "real stickers", "R@1": real["real_retrieval_at_1"]}
+        | {
+            "R@10": real["real_retrieval_at_10"],
+            "background": real["real_background"],
+            "Frechet": real["real_frechet_floor"],
+        }
+        | {"sharpness": real["real_sharpness"], "diversity": "–"}
+    )
+    return {f"judged on {real['pictures']} prompts ({real['split']})": rows}
 
 
 def export_with_optimum(checkpoint: str, out: Path) -> Path:
