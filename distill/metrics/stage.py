@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from flashbulb.distill.samplers import SamplerName
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,7 +28,11 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     pictures: Annotated[int, msgspec.Meta(ge=2)] = 148
     """Pictures to draw (at most the split's number of iconic stickers for combinations)."""
     steps: Annotated[int, msgspec.Meta(gt=0)] = 1
-    """Sampling steps (DDIM, trailing timesteps)."""
+    """Sampling steps."""
+    sampler: SamplerName = "ddim"
+    """How the steps are made."""
+    timesteps: Literal["trailing", "sgm"] = "trailing"
+    """Where they are: evenly spaced from the last one, or the early four of the first turbo demo."""
     guidance: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     """Classifier-free guidance scale; one-step students use 1."""
     seed: int = 0
@@ -44,6 +50,8 @@ class EvalRecord(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     split: str
     steps: int
+    sampler: str
+    timesteps: str
     guidance: float
     pictures: int
     seed: int
@@ -80,9 +88,7 @@ def _run(config: EvalConfig, checkpoint: Checkpoint, judge: Judge, data: Sticker
     out = Path(config.out)
     stickers, backgrounds = choose_prompts(data, config)
     captions = data.captions(stickers, backgrounds)
-    pictures = draw_pictures(
-        checkpoint, captions, steps=config.steps, guidance=config.guidance, seed=config.seed
-    )
+    pictures = draw_pictures(checkpoint, captions, config, seed=config.seed)
     record = _record(config, checkpoint, judge, data, pictures, stickers, backgrounds)
     out.mkdir(parents=True, exist_ok=True)
     (out / "eval.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
@@ -103,13 +109,13 @@ def choose_prompts(data: Stickers, config: EvalConfig) -> tuple[list[Sticker], l
 
 
 def draw_pictures(
-    checkpoint: Checkpoint, captions: list[str], *, steps: int, guidance: float, seed: int
+    checkpoint: Checkpoint, captions: list[str], config: EvalConfig, *, seed: int
 ) -> torch.Tensor:
-    """Draw one picture a caption: (n, 3, h, w) in [-1, 1], clamped."""
+    """Draw one picture a caption, as ``config`` says: (n, 3, h, w) in [-1, 1], clamped."""
     import torch
 
     from flashbulb.distill.denoiser import Denoiser, Schedule
-    from flashbulb.distill.samplers import ddim, trailing
+    from flashbulb.distill.samplers import SAMPLERS, sgm, trailing
     from flashbulb.distill.stage import text_function, token_ids
 
     denoiser = Denoiser(checkpoint.load("unet"), Schedule(checkpoint.config("scheduler")))
@@ -117,11 +123,21 @@ def draw_pictures(
     encode, scale = text_function(checkpoint), checkpoint.config("vae").get("scaling_factor") or 1.0
     null_states, pictures = encode(token_ids(checkpoint, [""]))[0], []
     generator = torch.Generator().manual_seed(seed)
+    sample = SAMPLERS[config.sampler]
+    timesteps = (trailing if config.timesteps == "trailing" else sgm)(config.steps)
     for i in range(0, len(captions), 32):
         states = encode(token_ids(checkpoint, captions[i : i + 32]))[0]
         noise = torch.randn((len(states), *checkpoint.latent_shape), generator=generator)
         with torch.inference_mode():
-            x0 = ddim(denoiser, noise, states, trailing(steps), guidance=guidance, null_states=null_states)
+            x0 = sample(
+                denoiser,
+                noise,
+                states,
+                timesteps,
+                guidance=config.guidance,
+                null_states=null_states,
+                generator=generator,
+            )
             pictures.append(vae.decode(x0 / scale).sample.clamp(-1, 1))
     return torch.cat(pictures)
 
@@ -142,15 +158,15 @@ def _record(
     found = judge.alignment(pictures, [s.concept for s in stickers], backgrounds)
     ceiling = judge.ceiling(data, stickers, backgrounds)
     repeated = [c for c in data.captions(stickers, backgrounds)[:32] for _ in range(config.per_caption)]
-    again = draw_pictures(
-        checkpoint, repeated, steps=config.steps, guidance=config.guidance, seed=config.seed + 1
-    )
+    again = draw_pictures(checkpoint, repeated, config, seed=config.seed + 1)
     half = len(real_features) // 2
     return EvalRecord(
         checkpoint=config.checkpoint,
         sha256=checkpoint.sha256(),
         split=config.split,
         steps=config.steps,
+        sampler=config.sampler,
+        timesteps=config.timesteps,
         guidance=config.guidance,
         pictures=len(pictures),
         seed=config.seed,

@@ -117,9 +117,8 @@ def train(
 
     from flashbulb.distill.distributed import average_gradients
 
-    latents, text, tokenizer = parts
+    latents, text, _ = parts
     torch.manual_seed(config.loop.seed)
-    rank = Rank.current()
     model = build(
         config,
         latent_channels=latents.shape[2],
@@ -133,22 +132,11 @@ def train(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     state = State({"unet": model}, {"unet": optimizer}, averaged=("unet",))
-    pool = data.select("train")
-    iconic = {s.index for s in data.select("train", iconic=True)}
-    weights = [config.iconic_weight if s.index in iconic else 1.0 for s in pool]
+    draw, count = Draw(config, parts, data), config.loop.batch // Rank.current().count
     products = torch.from_numpy(alphas_cumprod(SCHEDULER)).float()
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
-        count = config.loop.batch // rank.count
-        stickers = rng.python.choices(pool, weights=weights, k=count)
-        grounds = rng.python.choices(range(len(BACKGROUNDS)), k=count)
-        captions = data.captions(stickers, [list(BACKGROUNDS)[g] for g in grounds], rng.python)
-        captions = ["" if rng.python.random() < config.drop_caption else c for c in captions]
-        x0 = latents[grounds, [s.index for s in stickers]].float()
-        tokens = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            states = text(tokens).last_hidden_state
-        loss = v_loss(model, x0, states, products, rng)
+        loss = v_loss(model, *draw(count, rng), products, rng)
         optimizer.zero_grad()
         loss.backward()
         average_gradients(model.parameters())
@@ -160,6 +148,36 @@ def train(
     run_loop(config.loop, state, update, out, on_step=on_step)
     state.use_ema()
     return model.eval().requires_grad_(False)
+
+
+class Draw:
+    """Draws captioned latents: stickers of iconic concepts more often, a share of the captions empty."""
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        parts: tuple[torch.Tensor, CLIPTextModel, CLIPTokenizerFast],
+        data: Stickers,
+    ) -> None:
+        self.latents, self.text, self.tokenizer = parts
+        self.data, self.drop_caption = data, config.drop_caption
+        self.pool = data.select("train")
+        iconic = {s.index for s in data.select("train", iconic=True)}
+        self.weights = [config.iconic_weight if s.index in iconic else 1.0 for s in self.pool]
+
+    def __call__(self, count: int, rng: StepRng) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return latents (b, c, h, w) and text states (b, n, d)."""
+        import torch
+
+        names = list(BACKGROUNDS)
+        stickers = rng.python.choices(self.pool, weights=self.weights, k=count)
+        grounds = rng.python.choices(range(len(names)), k=count)
+        captions = self.data.captions(stickers, [names[g] for g in grounds], rng.python)
+        captions = ["" if rng.python.random() < self.drop_caption else c for c in captions]
+        tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            states = self.text(tokens.input_ids).last_hidden_state
+        return self.latents[grounds, [s.index for s in stickers]].float(), states
 
 
 def v_loss(
