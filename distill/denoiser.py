@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flashbulb.distill.guidance import embed_scale
 from flashbulb.distill.schedule import PredictionType, alphas_cumprod
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ class Schedule:
     def at(self, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return (alpha_t, sigma_t), each (b, 1, 1, 1), for timesteps (b,)."""
         return self.alphas[t].view(-1, 1, 1, 1), self.sigmas[t].view(-1, 1, 1, 1)
+
+    def at_share(self, share: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (t, alpha, sigma) at shares (b,) of the whole schedule: 1 is its last timestep, 0 is clean.
+
+        The clean end has t = -1, alpha = 1 and sigma = 0.
+        """
+        import torch
+
+        t = (share * len(self.alphas)).round().long() - 1
+        alphas = torch.cat([self.alphas, torch.ones(1)])
+        sigmas = torch.cat([self.sigmas, torch.zeros(1)])
+        return t, alphas[t].view(-1, 1, 1, 1), sigmas[t].view(-1, 1, 1, 1)
 
     def add_noise(
         self, x0: torch.Tensor, eps: torch.Tensor, t: torch.Tensor, *, zero_snr: bool
@@ -80,6 +93,7 @@ class Denoiser:
 
     def __init__(self, unet: torch.nn.Module, schedule: Schedule) -> None:
         self.unet, self.schedule = unet, schedule
+        self.scale_width = int(getattr(unet, "config", {}).get("time_cond_proj_dim") or 0)
 
     def __call__(
         self,
@@ -87,26 +101,36 @@ class Denoiser:
         t: torch.Tensor,
         states: torch.Tensor,
         *,
-        guidance: float = 1.0,
+        guidance: float | torch.Tensor = 1.0,
         null_states: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Predict x0 (b, c, h, w) from z (b, c, h, w), t (b,), text states (b, tokens, width).
+
+        A network with an input for the guidance scale (``time_cond_proj_dim``) is told it and runs once; any
+        other one runs with and without the text.
 
         Args:
             z: noisy latents.
             t: timesteps.
             states: text states.
-            guidance: diffusers' scale g: ``null + g (cond - null)``; 1 is no guidance.
-            null_states: states of the empty prompt, (1, tokens, width); needed when g is not 1.
+            guidance: diffusers' scale g, one or (b,): ``null + g (cond - null)``; 1 is no guidance.
+            null_states: states of the empty prompt, (1, tokens, width); needed when g is not 1 and the
+                network has no input for it.
         """
         import torch
 
         with torch.autocast("cpu", torch.bfloat16, enabled=z.device.type == "cpu"):
-            if guidance == 1.0:
+            if self.scale_width:
+                scale = torch.as_tensor(guidance, dtype=torch.float32).expand(len(z))
+                embedding = embed_scale(scale, self.scale_width)
+                out = self.unet(z, t, states, timestep_cond=embedding).sample.float()
+                return self.schedule.to_x0(z, out, t)
+            if not isinstance(guidance, torch.Tensor) and guidance == 1.0:
                 return self.schedule.to_x0(z, self.unet(z, t, states).sample.float(), t)
             if null_states is None:
                 raise ValueError(f"guidance {guidance} wants the states of the empty prompt, got none")
             both = torch.cat([states, null_states.expand_as(states)])
             out = self.unet(torch.cat([z, z]), torch.cat([t, t]), both).sample.float()
         conditional, null = out.chunk(2)
-        return self.schedule.to_x0(z, null + guidance * (conditional - null), t)
+        scale = torch.as_tensor(guidance, dtype=torch.float32).view(-1, 1, 1, 1)
+        return self.schedule.to_x0(z, null + scale * (conditional - null), t)

@@ -1,8 +1,8 @@
 """Samplers with one signature: ``sampler(denoiser, noise, states, timesteps, ...) -> x0``.
 
 All start from pure noise (scale 1) at the first timestep, so they are equal at one step. Between steps they
-differ in how much of the old noise they keep: all of it (``ddim``), some (``euler_ancestral``, ``meng``), none
-(``renoise``).
+differ in how much of the old noise they keep: all of it (``ddim``), some (``euler_ancestral``, ``meng``) or
+none (``renoise``).
 """
 
 from __future__ import annotations

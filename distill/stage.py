@@ -14,7 +14,7 @@ from flashbulb.distill.checkpoint import Checkpoint, CheckpointError
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
-from flashbulb.distill.objectives.base import Batch, Pairs, World
+from flashbulb.distill.objectives.base import Batch, Pairs, PairSpec, World
 
 if TYPE_CHECKING:
     import torch
@@ -123,9 +123,10 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
     schedule = Schedule(parent.config("scheduler"))
     teacher = Denoiser(parent.load("unet"), schedule)
     start = Checkpoint.open(config.student) if config.student else parent
-    student = Denoiser(start.load("unet").requires_grad_(True), schedule)
-    for unet in (teacher.unet, student.unet):
-        suit_attention(cast("UNet2DConditionModel", unet))
+    unet = config.objective.prepare(start.load("unet"))
+    student = Denoiser(unet.requires_grad_(True), schedule)
+    for network in (teacher.unet, student.unet):
+        suit_attention(cast("UNet2DConditionModel", network))
     vae = cast("AutoencoderKL", parent.load("vae"))
     encode = text_function(parent)
     source = open_source(config.data, parent.image_size)
@@ -137,8 +138,8 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
         return Batch(latents=to_latents(vae, pictures), states=states, pooled=pooled)
 
     pairs = None
-    if config.objective.pair_count:
-        pairs = make_pairs(config, parent, teacher, encode, source, null_states, rank)
+    if (wanted := config.objective.wanted_pairs) is not None:
+        pairs = make_pairs(config, wanted, parent, teacher, encode, source, null_states, rank)
     return World(student=student, teacher=teacher, vae=vae, null_states=null_states, real=real, pairs=pairs)
 
 
@@ -176,6 +177,7 @@ def to_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
 
 def make_pairs(
     config: DistillConfig,
+    wanted: PairSpec,
     parent: Checkpoint,
     teacher: Any,
     encode: Any,
@@ -188,8 +190,7 @@ def make_pairs(
 
     from flashbulb.distill.pairs import CHUNK, cache_pairs, load_pairs
 
-    objective = config.objective
-    key = f"{parent.sha256()}/{config.data}/{objective.pair_steps}/{objective.pair_guidance}"
+    key = f"{parent.sha256()}/{config.data}/{wanted.steps}/{wanted.guidance}"
     folder = Path(config.out).parent / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
     def prompts(chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,19 +199,19 @@ def make_pairs(
 
     cache_pairs(
         folder,
-        objective.pair_count,
+        wanted.count,
         teacher=teacher,
         prompts=prompts,
         null_states=null_states,
         shape=parent.latent_shape,
-        steps=objective.pair_steps,
-        guidance=objective.pair_guidance,
+        steps=wanted.steps,
+        guidance=wanted.guidance,
         rank=(rank.index, rank.count),
         on_chunk=lambda done, total: log.info("teacher pictures: %d of %d chunks", done, total),
     )
     if rank.count > 1:
         torch.distributed.barrier()
-    ids, noise, endpoint = load_pairs(folder, objective.pair_count)
+    ids, noise, endpoint = load_pairs(folder, wanted.count)
 
     def draw(count: int, rng: StepRng) -> Pairs:
         rows = torch.randint(len(noise), (count,), generator=rng.torch)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from flashbulb.distill.objectives.base import Batch, Learner, Objective, World
+from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, descend
 
 if TYPE_CHECKING:
     import torch
@@ -59,9 +59,11 @@ class Add(Objective, frozen=True, tag="add"):
     """Guidance of a cached teacher picture."""
 
     @property
-    def pair_count(self) -> int:
-        """How many teacher pictures to cache before the training."""
-        return self.pairs if self.anchor else 0
+    def wanted_pairs(self) -> PairSpec | None:
+        """The teacher pictures of the anchor."""
+        if not self.anchor:
+            return None
+        return PairSpec(count=self.pairs, steps=self.pair_steps, guidance=self.pair_guidance)
 
     def learner(self, world: World, *, batch: int, steps: int) -> Learner:
         """Return the learner: student and critic, their optimizers, and the alternating update."""
@@ -86,7 +88,7 @@ class Add(Objective, frozen=True, tag="add"):
         def update(step: int, rng: StepRng) -> dict[str, float]:
             if self.anchor and step < self.warmup * steps:
                 loss, stats = self.anchor_loss(world, batch, rng)
-                _descend(loss, student, optimizers["student"])
+                descend(loss, student, optimizers["student"])
                 return stats | {"loss": loss.item()}
             return self._both(world, critic, optimizers, batch, rng)
 
@@ -117,12 +119,12 @@ class Add(Objective, frozen=True, tag="add"):
         if self.anchor:
             anchor, more = self.anchor_loss(world, batch, rng)
             loss, stats = loss + anchor, stats | more
-        _descend(loss, world.student.unet, optimizers["student"])
+        descend(loss, world.student.unet, optimizers["student"])
 
         # Critic step: hinge on real (as the decoder draws it), fake and mismatched pairs, R1 at head inputs.
         if critic is not None:
             critic_loss, more = self.critic_loss(world, critic, real, [f.detach() for f in fakes])
-            _descend(critic_loss, critic.heads, optimizers["critic"])
+            descend(critic_loss, critic.heads, optimizers["critic"])
             stats |= more
         return stats | {"loss": loss.item()}
 
@@ -198,16 +200,3 @@ class Add(Objective, frozen=True, tag="add"):
             "fake_logit": on_fake.mean().item(),
             "r1": penalty.item(),
         }
-
-
-def _descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Step down ``loss``; a non-finite gradient leaves the weights alone."""
-    import torch
-
-    from flashbulb.distill.distributed import average_gradients
-
-    optimizer.zero_grad()
-    loss.backward()
-    average_gradients(module.parameters())
-    if torch.isfinite(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)):
-        optimizer.step()

@@ -31,6 +31,14 @@ class Pairs(msgspec.Struct, frozen=True, kw_only=True):
     states: torch.Tensor
 
 
+class PairSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Teacher pictures to cache: how many, in how many DDIM steps, with which guidance."""
+
+    count: int
+    steps: int
+    guidance: float
+
+
 class World(msgspec.Struct, frozen=True, kw_only=True):
     """The networks that a distillation sees and its sources of data."""
 
@@ -62,11 +70,28 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True):
 class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A way to turn a teacher into a student."""
 
+    def prepare(self, unet: torch.nn.Module) -> torch.nn.Module:
+        """Return the network that the student starts from; most objectives leave it as it is."""
+        return unet
+
     def learner(self, world: World, *, batch: int, steps: int) -> Learner:
         """Return the learner for ``batch`` pictures a step on this process."""
         raise NotImplementedError
 
     @property
-    def pair_count(self) -> int:
-        """How many teacher pictures to cache before the training."""
-        return 0
+    def wanted_pairs(self) -> PairSpec | None:
+        """What to cache of the teacher before the training, if anything."""
+        return None
+
+
+def descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Step down ``loss``; a non-finite gradient leaves the weights alone."""
+    import torch
+
+    from flashbulb.distill.distributed import average_gradients
+
+    optimizer.zero_grad()
+    loss.backward()
+    average_gradients(module.parameters())
+    if torch.isfinite(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)):
+        optimizer.step()

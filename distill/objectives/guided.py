@@ -1,0 +1,109 @@
+"""Guided distillation in two stages (Meng et al., arXiv 2210.03142).
+
+Stage one: one network learns what the teacher says with classifier-free guidance at any scale, and takes the
+scale as an input. Stage two: progressive distillation of that network, for all scales at once; its teacher is
+the checkpoint that stage one wrote.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import msgspec
+
+from flashbulb.distill.guidance import EMBEDDING_WIDTH, ScaleRange
+from flashbulb.distill.objectives.base import Learner, Objective, World, descend
+from flashbulb.distill.objectives.halving import Rounds, halving_learner, snr_weight
+
+if TYPE_CHECKING:
+    import torch
+
+    from flashbulb.distill.loop import StepRng
+
+
+class GuidedFirst(Objective, frozen=True, tag="guided-1"):
+    """Stage one: match the guided teacher with one evaluation, at every timestep and scale."""
+
+    scales: ScaleRange = ScaleRange()
+    """Guidance scales to learn."""
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
+    """Peak learning rate of AdamW."""
+
+    def prepare(self, unet: torch.nn.Module) -> torch.nn.Module:
+        """Give the student an input for the guidance scale."""
+        return with_scale_input(unet)
+
+    def learner(self, world: World, *, batch: int, steps: int) -> Learner:
+        """Return the learner of stage one."""
+        import torch
+
+        student = world.student.unet
+        optimizer = torch.optim.AdamW(
+            student.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+        )
+
+        def update(step: int, rng: StepRng) -> dict[str, float]:
+            loss = self.loss(world, batch, rng)
+            descend(loss, student, optimizer)
+            return {"loss": loss.item()}
+
+        return Learner(modules={"student": student}, optimizers={"student": optimizer}, update=update)
+
+    def loss(self, world: World, batch: int, rng: StepRng) -> torch.Tensor:
+        """Return the weighted squared error of x0 against the guided teacher (eq. 5)."""
+        import torch
+
+        schedule, real = world.student.schedule, world.real(batch, rng)
+        t = torch.randint(schedule.terminal + 1, (batch,), generator=rng.torch)
+        scale, eps = self.scales.draw(batch, rng), torch.randn(real.latents.shape, generator=rng.torch)
+        z = schedule.add_noise(real.latents, eps, t, zero_snr=True)
+        with torch.no_grad():
+            target = world.teacher(z, t, real.states, guidance=scale, null_states=world.null_states)
+        error = (world.student(z, t, real.states, guidance=scale) - target).square()
+        return (snr_weight(*schedule.at(t)) * error).mean()
+
+
+class GuidedSecond(Objective, frozen=True, tag="guided-2"):
+    """Stage two: halve the steps of a checkpoint that stage one wrote, at all scales."""
+
+    rounds: Rounds = Rounds()
+    """Student steps of the first and last round."""
+    scales: ScaleRange = ScaleRange()
+    """Guidance scales to keep."""
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
+    """Peak learning rate of AdamW."""
+
+    def learner(self, world: World, *, batch: int, steps: int) -> Learner:
+        """Return the learner of all rounds.
+
+        Raises:
+            ValueError: when the teacher has no input for the guidance scale.
+        """
+        if not world.teacher.scale_width:
+            raise ValueError(
+                "guided-2 wants a teacher with an input for the guidance scale, got one without; "
+                "distil it with guided-1 first, and give that student as the teacher"
+            )
+
+        def guide(first: bool, rng: StepRng) -> tuple[dict[str, Any], dict[str, Any]]:
+            options = {"guidance": self.scales.draw(batch, rng)}
+            return options, options
+
+        return halving_learner(world, self.rounds, self.learning_rate, batch=batch, steps=steps, guide=guide)
+
+
+def with_scale_input(unet: torch.nn.Module) -> torch.nn.Module:
+    """Return the UNet with an input for the guidance scale that, at first, changes nothing."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    settings = cast("UNet2DConditionModel", unet).config
+    if settings["time_cond_proj_dim"] is not None:
+        return unet
+    config = {k: v for k, v in settings.items() if not k.startswith("_")}
+    wider = UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": EMBEDDING_WIDTH})
+    missing, unexpected = wider.load_state_dict(unet.state_dict(), strict=False)
+    if unexpected or set(missing) != {"time_embedding.cond_proj.weight"}:
+        raise ValueError(f"wanted the UNet's own weights and one more, got {missing} and {unexpected}")
+    torch.nn.init.zeros_(wider.time_embedding.cond_proj.weight)
+    return wider.requires_grad_(next(unet.parameters()).requires_grad)

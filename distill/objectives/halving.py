@@ -1,0 +1,131 @@
+"""What the halving methods share: rounds in which a student learns two steps of its teacher in one.
+
+Progressive distillation (arXiv 2202.00512) and the second stage of guided distillation (arXiv 2210.03142)
+differ in nothing but the guidance that the networks are told.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from flashbulb.distill.objectives.base import Learner, World, descend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from flashbulb.distill.denoiser import Denoiser, Schedule
+    from flashbulb.distill.loop import StepRng
+
+    Options = dict[str, Any]
+    """Keywords of a denoiser's call."""
+    Guide = Callable[[bool, StepRng], tuple[Options, Options]]
+    """``guide(first round, rng)`` -> what the teacher and the student are told of guidance."""
+
+    Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """``predict(z, t) -> x0``."""
+
+
+class Rounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Student steps of the first and the last round; each round has half of those before it."""
+
+    first: Annotated[int, msgspec.Meta(ge=1)] = 8
+    last: Annotated[int, msgspec.Meta(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        ratio = self.first // self.last
+        if self.last * ratio != self.first or ratio & (ratio - 1):
+            raise ValueError(f"wanted first = last times a power of two, got {self.first} and {self.last}")
+
+    @property
+    def count(self) -> int:
+        """Rounds in all."""
+        return (self.first // self.last).bit_length()
+
+    def at(self, step: int, steps: int) -> tuple[int, bool]:
+        """Return the student's steps at an optimizer step, and whether a new round begins there."""
+        number = step * self.count // steps
+        return self.first >> number, step > 0 and (step - 1) * self.count // steps != number
+
+
+def halving_learner(
+    world: World, rounds: Rounds, learning_rate: float, *, batch: int, steps: int, guide: Guide
+) -> Learner:
+    """Return the learner; the teacher is part of its state, because the student of a round replaces it."""
+    import torch
+
+    student, teacher = world.student.unet, world.teacher.unet
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+
+    def update(step: int, rng: StepRng) -> dict[str, float]:
+        count, new = rounds.at(step, steps)
+        if new:
+            teacher.load_state_dict(student.state_dict())
+        loss = halving_loss(world, batch, count, rng, *guide(count == rounds.first, rng))
+        descend(loss, student, optimizer)
+        return {"loss": loss.item(), "student_steps": float(count)}
+
+    modules = {"student": student, "teacher": teacher}
+    return Learner(modules=modules, optimizers={"student": optimizer}, update=update)
+
+
+def halving_loss(
+    world: World, batch: int, steps: int, rng: StepRng, to_teacher: Options, to_student: Options
+) -> torch.Tensor:
+    """Return the weighted squared error of x0 at a random one of the student's ``steps`` timesteps."""
+    import torch
+
+    schedule, real = world.student.schedule, world.real(batch, rng)
+    share = (torch.randint(steps, (batch,), generator=rng.torch) + 1) / steps
+    t, alpha, sigma = schedule.at_share(share)
+    eps = torch.randn(real.latents.shape, generator=rng.torch)
+    z = schedule.add_noise(real.latents, eps, t, zero_snr=True)
+    with torch.no_grad():
+        target = two_step_target(told(world.teacher, real.states, to_teacher), schedule, z, share, steps)
+    error = (world.student(z, t, real.states, **to_student) - target).square()
+    return (snr_weight(alpha, sigma) * error).mean()
+
+
+def told(denoiser: Denoiser, states: torch.Tensor, options: Options) -> Predict:
+    """Return ``predict(z, t)`` of a denoiser whose text and guidance are given."""
+
+    def predict(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return denoiser(z, t, states, **options)
+
+    return predict
+
+
+def two_step_target(
+    teacher: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Return the x0 (b, c, h, w) that one student step must predict to land where two teacher steps do.
+
+    From ``share`` (b,) of the schedule two DDIM steps of ``1 / (2 steps)`` lead to z''; then (2202.00512,
+    appendix G) ``x = (z'' - (s''/s) z) / (a'' - (s''/s) a)``.
+    """
+    _, alpha, sigma = schedule.at_share(share)
+    middle = ddim_step(teacher, schedule, z, share, share - 0.5 / steps)
+    end = ddim_step(teacher, schedule, middle, share - 0.5 / steps, share - 1.0 / steps)
+    _, end_alpha, end_sigma = schedule.at_share(share - 1.0 / steps)
+    ratio = end_sigma / sigma
+    return (end - ratio * z) / (end_alpha - ratio * alpha)
+
+
+def ddim_step(
+    predict: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, following: torch.Tensor
+) -> torch.Tensor:
+    """Return z (b, c, h, w) after a DDIM step between two shares (b,) of the schedule."""
+    t, alpha, sigma = schedule.at_share(share)
+    _, next_alpha, next_sigma = schedule.at_share(following)
+    x0 = predict(z, t)
+    return next_alpha * x0 + next_sigma * (z - alpha * x0) / sigma
+
+
+def snr_weight(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Return the truncated-SNR weight ``max(alpha^2 / sigma^2, 1)`` of an x0 loss (2202.00512, section 4)."""
+    return (alpha / sigma).square().clamp(min=1.0)

@@ -1,0 +1,63 @@
+"""Every objective trains for real on a tiny teacher, and diffusers opens the student that it writes."""
+
+import pytest
+
+from flashbulb.distill.loop import LoopConfig
+from flashbulb.distill.objectives.guided import GuidedFirst, GuidedSecond
+from flashbulb.distill.objectives.halving import Rounds
+from flashbulb.distill.objectives.progressive import Progressive
+from flashbulb.distill.stage import DistillConfig, run
+
+LOOP = LoopConfig(steps=4, batch=2, ema=0.5, warmup=1, log_every=1)
+
+
+def distill(teacher, out, objective):
+    return run(
+        DistillConfig(
+            teacher=str(teacher), out=str(out), processes=1, objective=objective, loop=LOOP, sample_every=0
+        )
+    )
+
+
+def picture(student, steps, guidance):
+    import numpy as np
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(student)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        "a red apple", num_inference_steps=steps, guidance_scale=guidance, output_type="np"
+    ).images
+    assert drawn.shape == (1, 64, 64, 3)
+    assert np.isfinite(drawn).all()
+    return drawn
+
+
+def moved(teacher, student):
+    from safetensors.torch import load_file
+
+    before, after = (
+        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (teacher, student)
+    )
+    return [key for key in before if not before[key].equal(after[key].to(before[key].dtype))]
+
+
+def test_progressive(tiny_sticker, tmp_path):
+    student = distill(tiny_sticker, tmp_path / "run", Progressive(rounds=Rounds(first=4, last=1)))
+    assert moved(tiny_sticker, student)
+    picture(student, 1, 1.0)
+
+
+@pytest.mark.slow
+def test_guided_distillation_in_two_stages(tiny_sticker, tmp_path):
+    from flashbulb.distill.checkpoint import Checkpoint
+
+    first = distill(tiny_sticker, tmp_path / "first", GuidedFirst())
+    second = distill(first, tmp_path / "second", GuidedSecond(rounds=Rounds(first=2, last=1)))
+    assert Checkpoint.open(second).config("unet")["time_cond_proj_dim"] == 256
+    assert moved(first, second)
+    assert [entry.config["objective"]["type"] for entry in Checkpoint.open(second).lineage.entries] == [
+        "guided-1",
+        "guided-2",
+    ]
+    picture(second, 2, 3.0)
