@@ -65,3 +65,18 @@ def pooled(model: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """Return the pooled last feature map, (b, d), for a network input ``x``."""
     features: torch.Tensor = model.extract_features(x)  # type: ignore[operator]
     return features.mean((2, 3))
+
+
+def distance(model: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Return the mean squared distance of unit-length early features (cf. LPIPS, arXiv 1801.03924)."""
+    import torch
+
+    total = torch.zeros(())
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = feature_maps(model, to_network(a, a.shape[-1]), (0, 2))
+        with torch.no_grad():
+            theirs = feature_maps(model, to_network(b, b.shape[-1]), (0, 2))
+    for x, y in zip(ours, theirs, strict=True):
+        x, y = (torch.nn.functional.normalize(f.float(), dim=1) for f in (x, y))
+        total = total + (x - y).square().sum(1).mean()
+    return total

@@ -95,3 +95,38 @@ def descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.
     average_gradients(module.parameters())
     if torch.isfinite(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)):
         optimizer.step()
+
+
+def simple_learner(
+    world: World,
+    learning_rate: float,
+    loss: Callable[[StepRng, int], tuple[torch.Tensor, dict[str, float]]],
+    *,
+    also: dict[str, torch.nn.Module] | None = None,
+    after: Callable[[], None] | None = None,
+) -> Learner:
+    """Return the learner of an objective with one loss and one optimizer.
+
+    Args:
+        world: its student is trained with AdamW.
+        learning_rate: peak rate.
+        loss: ``loss(rng, step)`` -> (loss, statistics).
+        also: further modules that a resumed run needs.
+        after: called after each optimizer step.
+    """
+    import torch
+
+    student = world.student.unet
+    optimizer = torch.optim.AdamW(
+        student.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+
+    def update(step: int, rng: StepRng) -> dict[str, float]:
+        value, stats = loss(rng, step)
+        descend(value, student, optimizer)
+        if after is not None:
+            after()
+        return stats | {"loss": value.item()}
+
+    modules = {"student": student} | (also or {})
+    return Learner(modules=modules, optimizers={"student": optimizer}, update=update)

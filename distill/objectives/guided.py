@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import msgspec
 
 from flashbulb.distill.guidance import EMBEDDING_WIDTH, ScaleRange
-from flashbulb.distill.objectives.base import Learner, Objective, World, descend
+from flashbulb.distill.objectives.base import Learner, Objective, World, simple_learner
 from flashbulb.distill.objectives.halving import Rounds, halving_learner, snr_weight
 
 if TYPE_CHECKING:
@@ -35,19 +35,7 @@ class GuidedFirst(Objective, frozen=True, tag="guided-1"):
 
     def learner(self, world: World, *, batch: int, steps: int) -> Learner:
         """Return the learner of stage one."""
-        import torch
-
-        student = world.student.unet
-        optimizer = torch.optim.AdamW(
-            student.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
-        )
-
-        def update(step: int, rng: StepRng) -> dict[str, float]:
-            loss = self.loss(world, batch, rng)
-            descend(loss, student, optimizer)
-            return {"loss": loss.item()}
-
-        return Learner(modules={"student": student}, optimizers={"student": optimizer}, update=update)
+        return simple_learner(world, self.learning_rate, lambda rng, step: (self.loss(world, batch, rng), {}))
 
     def loss(self, world: World, batch: int, rng: StepRng) -> torch.Tensor:
         """Return the weighted squared error of x0 against the guided teacher (eq. 5)."""

@@ -122,30 +122,15 @@ def reconstruction(
     decoded: torch.Tensor, pictures: torch.Tensor, feature_weight: float, features: torch.nn.Module | None
 ) -> dict[str, torch.Tensor]:
     """Return the loss of decoded against real pictures (b, 3, h, w) in [-1, 1], and its parts."""
+    from flashbulb.distill.features import distance
+
     error = decoded - pictures
     parts = {"l1": error.abs().mean(), "mse": error.square().mean()}
     loss = parts["l1"] + parts["mse"]
     if features is not None:
-        parts["features"] = feature_distance(features, decoded, pictures)
+        parts["features"] = distance(features, decoded, pictures)
         loss = loss + feature_weight * parts["features"]
     return parts | {"loss": loss}
-
-
-def feature_distance(model: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Return the mean squared distance of unit-length early features (cf. LPIPS, arXiv 1801.03924)."""
-    import torch
-
-    from flashbulb.distill.features import feature_maps, to_network
-
-    total = torch.zeros(())
-    with torch.autocast("cpu", torch.bfloat16):
-        ours = feature_maps(model, to_network(a, a.shape[-1]), (0, 2))
-        with torch.no_grad():
-            theirs = feature_maps(model, to_network(b, b.shape[-1]), (0, 2))
-    for x, y in zip(ours, theirs, strict=True):
-        x, y = (torch.nn.functional.normalize(f.float(), dim=1) for f in (x, y))
-        total = total + (x - y).square().sum(1).mean()
-    return total
 
 
 def whiten(model: AutoencoderKL, data: Stickers) -> None:

@@ -3,9 +3,13 @@
 import pytest
 
 from flashbulb.distill.loop import LoopConfig
+from flashbulb.distill.objectives.cfg_aware import CfgAware
 from flashbulb.distill.objectives.guided import GuidedFirst, GuidedSecond
 from flashbulb.distill.objectives.halving import Rounds
+from flashbulb.distill.objectives.instaflow import InstaFlow, Reflow
+from flashbulb.distill.objectives.lcm import Lcm
 from flashbulb.distill.objectives.progressive import Progressive
+from flashbulb.distill.objectives.ufogen import UfoGen
 from flashbulb.distill.stage import DistillConfig, run
 
 LOOP = LoopConfig(steps=4, batch=2, ema=0.5, warmup=1, log_every=1)
@@ -40,6 +44,18 @@ def moved(teacher, student):
         load_file(folder / "unet" / "diffusion_pytorch_model.safetensors") for folder in (teacher, student)
     )
     return [key for key in before if not before[key].equal(after[key].to(before[key].dtype))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "objective",
+    [CfgAware(), Lcm(grid=4), Reflow(pairs=64, pair_steps=2), InstaFlow(pairs=64, pair_steps=2), UfoGen()],
+    ids=lambda objective: type(objective).__name__,
+)
+def test_each_of_the_others(tiny_sticker, tmp_path, objective):
+    student = distill(tiny_sticker, tmp_path / "run", objective)
+    assert moved(tiny_sticker, student)
+    picture(student, 2, 1.0)
 
 
 def test_progressive(tiny_sticker, tmp_path):

@@ -1,0 +1,48 @@
+"""A critic made of a denoiser's own encoder: it looks at noised latents, as in diffusion GANs.
+
+UFOGen (arXiv 2311.09257) and latent adversarial distillation (LADD, arXiv 2403.12015) start their critics
+from the teacher, which has already learned what matters at every noise level.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class UnetCritic(nn.Module):
+    """The down path and middle of a UNet, trained, with a head on the middle's map: logits (b, n)."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        source: Any = copy.deepcopy(unet)
+        self.time_proj, self.time_embedding = source.time_proj, source.time_embedding
+        self.conv_in, self.down_blocks, self.mid_block = source.conv_in, source.down_blocks, source.mid_block
+        width = int(source.config["block_out_channels"][-1])
+        groups = int(source.config["norm_num_groups"])
+        self.head = nn.Sequential(
+            nn.GroupNorm(groups, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 1),
+            nn.SiLU(),
+            nn.Conv2d(width, 1, 1),
+        )
+        self.requires_grad_(True)
+
+    def forward(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
+        """Return the logits of noised latents (b, c, h, w) at timesteps (b,) with text states (b, n, d)."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=z.device.type == "cpu"):
+            emb = self.time_embedding(self.time_proj(t).to(z.dtype))
+            hidden = self.conv_in(z)
+            for block in self.down_blocks:
+                attends = getattr(block, "has_cross_attention", False)
+                hidden, _ = block(hidden, emb, **({"encoder_hidden_states": states} if attends else {}))
+            hidden = self.mid_block(hidden, emb, encoder_hidden_states=states)
+            logits: Tensor = self.head(hidden)
+        return logits.float().flatten(1)
