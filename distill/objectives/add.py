@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, descend
+from flashbulb.distill.objectives.score import Weighting, teacher_x0, time_weight
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,12 @@ class Add(Objective, frozen=True, tag="add"):
     """Range of the teacher's timestep, as shares of the schedule."""
     teacher_guidance: Annotated[float, msgspec.Meta(ge=1)] = 2.0
     """Classifier-free guidance of the distillation target."""
+    teacher_steps: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """DDIM steps from the teacher's timestep to its x0."""
+    weighting: Weighting = "exp"
+    """c(t) of the distillation: ``exp`` is alpha_t; ``sds`` makes its gradient that of DreamFusion."""
+    space: Literal["pixel", "latent"] = "pixel"
+    """Where the distillation compares student and teacher."""
     r1: Weight = 1e-5
     """Weight gamma of R1 at the head inputs."""
     mismatch: Weight = 0.5
@@ -145,21 +152,20 @@ class Add(Objective, frozen=True, tag="add"):
     def distill_loss(
         self, world: World, latents: torch.Tensor, pictures: torch.Tensor, real: Batch, rng: StepRng
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return L_distill (eq. 4): alpha_t |x_student - x_teacher(sg(z_t))|^2 over pixels (exp)."""
+        """Return L_distill (eq. 4): the mean of c(t) |x_student - x_teacher(sg(z_t))|^2."""
         import torch
 
         schedule = world.teacher.schedule
         low, high = (round(share * schedule.terminal) for share in self.teacher_range)
         t = torch.randint(low, high + 1, (len(latents),), generator=rng.torch)
         eps = torch.randn(latents.shape, generator=rng.torch)
+        told = {"guidance": self.teacher_guidance, "null_states": world.null_states}
         with torch.no_grad():
             noisy = schedule.add_noise(latents.detach(), eps, t, zero_snr=False)
-            target = world.teacher(
-                noisy, t, real.states, guidance=self.teacher_guidance, null_states=world.null_states
-            )
-            target_pictures = world.decode(target)
-        weight = schedule.at(t)[0]
-        loss = (weight * (pictures - target_pictures).square()).mean()
+            target = teacher_x0(world.teacher, noisy, t, real.states, self.teacher_steps, told)
+            wanted = world.decode(target) if self.space == "pixel" else target
+        drawn = pictures if self.space == "pixel" else latents
+        loss = (time_weight(self.weighting, *schedule.at(t)) * (drawn - wanted).square()).mean()
         return loss, {"distill": loss.item()}
 
     def anchor_loss(self, world: World, batch: int, rng: StepRng) -> tuple[torch.Tensor, dict[str, float]]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class CfgAware(Objective, frozen=True, tag="cfg-aware"):
-    """Guided and plain step distillation in turn, and a denoising loss of equal size."""
+    """SnapFusion: guided and plain step distillation in turn, and a denoising loss of equal size."""
 
     student_steps: Annotated[int, msgspec.Meta(ge=1)] = 8
     """Steps that the student will draw with; the teacher takes twice as many."""

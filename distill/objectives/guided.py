@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class GuidedFirst(Objective, frozen=True, tag="guided-1"):
-    """Stage one: match the guided teacher with one evaluation, at every timestep and scale."""
+    """Guided distillation, stage one: match the guided teacher with one evaluation, at any scale."""
 
     scales: ScaleRange = ScaleRange()
     """Guidance scales to learn."""
@@ -52,7 +52,7 @@ class GuidedFirst(Objective, frozen=True, tag="guided-1"):
 
 
 class GuidedSecond(Objective, frozen=True, tag="guided-2"):
-    """Stage two: halve the steps of a checkpoint that stage one wrote, at all scales."""
+    """Guided distillation, stage two: halve the steps of what stage one wrote, at all scales."""
 
     rounds: Rounds = Rounds()
     """Student steps of the first and last round."""

@@ -42,7 +42,7 @@ class _Paired(Objective, frozen=True):
 
 
 class Reflow(_Paired, frozen=True, tag="reflow"):
-    """First stage: learn the straight line between each noise and its picture."""
+    """InstaFlow, first stage: learn the straight line between each noise and its picture."""
 
     def learner(self, world: World, *, batch: int, steps: int) -> Learner:
         """Return the learner."""
@@ -63,7 +63,7 @@ class Reflow(_Paired, frozen=True, tag="reflow"):
 
 
 class InstaFlow(_Paired, frozen=True, tag="instaflow"):
-    """Second stage: one step from noise to the picture of the straightened teacher."""
+    """InstaFlow, second stage: one step from noise to the picture of the straightened teacher."""
 
     perceptual: Weight = 0.2
     """Weight of the distance of frozen features of decoded pictures, in the second half of the training."""

@@ -21,7 +21,7 @@ DATA_SPREAD, TIMESTEP_SCALE = 0.5, 10.0
 
 
 class Lcm(Objective, frozen=True, tag="lcm"):
-    """All points of a guided trajectory map to its start; the target is an average of the student itself."""
+    """LCM: all points of a guided trajectory map to its start; the averaged student is the target."""
 
     grid: Annotated[int, msgspec.Meta(ge=2)] = 50
     """Timesteps of the trajectory; the teacher's DDIM step leads from one to the next."""

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Progressive(Objective, frozen=True, tag="progressive"):
-    """The student of a round becomes the teacher of the next; guidance is fixed and enters with the first."""
+    """Progressive distillation: halve the steps round by round, each student teaching the next.
+
+    Guidance is fixed and enters with the first round.
+    """
 
     rounds: Rounds = Rounds()
     """Student steps of the first and last round."""

@@ -22,7 +22,7 @@ Weight = Annotated[float, msgspec.Meta(ge=0)]
 
 
 class UfoGen(Objective, frozen=True, tag="ufogen"):
-    """Adversarial on noised latents plus reconstruction; no teacher evaluation at all."""
+    """UFOGen: adversarial on noised latents plus reconstruction; no teacher evaluation at all."""
 
     student_steps: Annotated[int, msgspec.Meta(ge=1)] = 4
     """Timesteps of the student, evenly from the last; t' is one of them earlier."""

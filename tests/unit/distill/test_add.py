@@ -172,3 +172,36 @@ def test_anchor_without_pairs_is_refused(world):
     bare = msgspec.structs.replace(world, pairs=None)
     with pytest.raises(ValueError, match="cached teacher pictures"):
         Add().anchor_loss(bare, 2, StepRng(0, 0, 0))
+
+
+def test_the_sds_weight_makes_the_gradient_of_score_distillation(world):
+    """Appendix A: the gradient of the summed loss is w(t) (eps_teacher - eps) with w = sigma^2."""
+    from flashbulb.distill.objectives.score import teacher_x0, time_weight
+
+    schedule, t = world.teacher.schedule, torch.tensor([100, 500, 900])
+    drawn = torch.randn(3, 4, 8, 8, requires_grad=True)
+    eps, states = torch.randn(3, 4, 8, 8), torch.randn(3, 5, 12)
+    alpha, sigma = schedule.at(t)
+    z = schedule.add_noise(drawn.detach(), eps, t, zero_snr=False)
+    target = teacher_x0(world.teacher, z, t, states, 1, {})
+    (time_weight("sds", alpha, sigma) * (drawn - target).square()).sum().backward()
+    teacher_eps = schedule.to_eps(z, target, t)
+    torch.testing.assert_close(drawn.grad, sigma**2 * (teacher_eps - eps), rtol=1e-3, atol=1e-4)
+    assert torch.equal(time_weight("exp", alpha, sigma), alpha)
+
+
+def test_more_teacher_steps_are_those_of_ddim(world):
+    from flashbulb.distill.objectives.score import teacher_x0
+    from flashbulb.distill.samplers import ddim
+
+    z, states = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
+    found = teacher_x0(world.teacher, z, torch.tensor([999, 999]), states, 4, {})
+    torch.testing.assert_close(found, ddim(world.teacher, z, states, [999, 749, 499, 249]))
+
+
+def test_latent_space_needs_no_decoding(world):
+    rng, real = StepRng(0, 0, 0), world.real(2, StepRng(0, 0, 0))
+    latents = torch.randn(2, 4, 8, 8, requires_grad=True)
+    loss, _ = Add(space="latent").distill_loss(world, latents, None, real, rng)
+    loss.backward()
+    assert latents.grad.abs().sum() > 0
