@@ -26,7 +26,7 @@ EXTRAS = {
     "train": ("efficientnet-lite-pytorch", "resvg-py"),
 }
 
-Kind = typing.Literal["objectives", "methods", "backends", "engines", "checkpoints", "extras"]
+Kind = typing.Literal["objectives", "methods", "backends", "engines", "recipes", "checkpoints", "extras"]
 KINDS: tuple[Kind, ...] = typing.get_args(Kind)
 
 
@@ -62,6 +62,8 @@ def entries(kind: Kind) -> list[Entry]:
     """Return what there is of a kind."""
     if kind == "checkpoints":
         return _checkpoints()
+    if kind == "recipes":
+        return _recipes()
     return _extras() if kind == "extras" else variants(UNIONS[kind])
 
 
@@ -72,6 +74,14 @@ def variants(name: str) -> list[Entry]:
     members = typing.get_args(union) or (union,)
     return [
         Entry(str(m.__struct_config__.tag), (m.__doc__ or "").strip().partition("\n")[0]) for m in members
+    ]
+
+
+def _recipes() -> list[Entry]:
+    """Return the shipped recipes, as one types them: `distill student` is `distill-student.yaml`."""
+    files = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
+    return [
+        Entry(f.stem.replace("-", " "), f.read_text().partition("\n")[0].removeprefix("# ")) for f in files
     ]
 
 

@@ -15,6 +15,8 @@ from flashbulb.apps.cli.commands import RECIPE, USER_ERROR, Command
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+RECIPES = Path(__file__).parent / "recipes"
+
 INTERRUPTED = 130
 """What shells expect of a program that was stopped by Ctrl-C."""
 
@@ -59,7 +61,9 @@ def configure(command: Command, words: list[str]) -> msgspec.Struct:
         raise arguments.UsageError(f"flashbulb {command.word} takes no bare argument, got {bare!r}")
     if command.positional == RECIPE or command.word == "make":
         recipe, words = _recipe(bare, words)
-        recipe = recipe or _shipped_recipe(command)
+        if recipe is None or not recipe.exists():
+            name = command.word if recipe is None else f"{command.word}-{recipe}"
+            recipe = _shipped_recipe(name) or recipe
         default = arguments.read_recipe(recipe, config) if recipe else arguments.blank(config)
     else:
         known = {} if bare is None else {str(command.positional): bare}
@@ -90,10 +94,10 @@ def _recipe(bare: str | None, words: list[str]) -> tuple[Path | None, list[str]]
     return (Path(bare) if bare is not None else None), rest
 
 
-def _shipped_recipe(command: Command) -> Path | None:
-    """Return the recipe that a command follows by default, where one ships."""
-    file = Path(__file__).parent / "recipes" / f"{command.word}.yaml"
-    return file if file.is_file() else None
+def _shipped_recipe(name: str) -> Path | None:
+    """Return the recipe that ships under a name, such as ``make`` or ``distill-student``."""
+    file = RECIPES / f"{name}.yaml"
+    return file if file.parent == RECIPES and file.is_file() else None
 
 
 def load(name: str) -> Any:

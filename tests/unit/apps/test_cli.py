@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from flashbulb.apps.cli import console, dispatch, main
-from flashbulb.apps.cli.commands import COMMANDS, Command, overview
+from flashbulb.apps.cli.commands import COMMANDS, Command, find, overview
 from flashbulb.distill.errors import MissingExtra
 
 HERE = "tests.unit.apps.test_cli"
@@ -172,9 +172,8 @@ def test_list_can_be_narrowed(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_every_shipped_recipe_is_decoded(recipe: Path) -> None:
     from flashbulb.apps.cli.arguments import read_recipe
-    from flashbulb.apps.cli.commands import find
 
-    command = find(recipe.stem)
+    command = find(recipe.stem.partition("-")[0])
     assert command is not None
     read_recipe(recipe, dispatch.load(command.config))
 
@@ -188,3 +187,14 @@ def test_progress_takes_what_the_stages_say() -> None:
     with stages:
         stages.begin("a", "run")(5, 10)
         stages.begin("bb", "keep")
+
+
+def test_a_shipped_recipe_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = find("distill")
+    assert command is not None
+    shipped: Any = dispatch.configure(command, ["student"])
+    assert (shipped.objective.pairs, shipped.loop.steps) == (8192, 900)
+    (tmp_path / "student").write_text("loop: {steps: 7}")
+    own: Any = dispatch.configure(command, ["student"])
+    assert own.loop.steps == 7
