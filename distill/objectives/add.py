@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
-from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, descend
+from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, descend, untrained
 from flashbulb.distill.objectives.score import Weighting, teacher_x0, time_weight
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class Add(Objective, frozen=True, tag="add"):
     """Pairs drawn for the anchor, as a multiple of the batch; they need no decoding and are cheap."""
     warmup: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.4
     """First share of the steps that trains the anchor alone."""
+    start: Literal["pretrained", "random"] = "pretrained"
+    """What the student starts from: the checkpoint's weights, or none (the paper's table 1 e)."""
     timesteps: tuple[int, ...] = (249, 499, 749, 999)
     """Student timesteps; the last one gets pure noise (zero terminal SNR)."""
     terminal_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
@@ -64,6 +66,10 @@ class Add(Objective, frozen=True, tag="add"):
     """DDIM steps of a cached teacher picture."""
     pair_guidance: Annotated[float, msgspec.Meta(ge=1)] = 2.5
     """Guidance of a cached teacher picture."""
+
+    def prepare(self, unet: torch.nn.Module) -> torch.nn.Module:
+        """Return the network that the student starts from."""
+        return unet if self.start == "pretrained" else untrained(unet)
 
     @property
     def wanted_pairs(self) -> PairSpec | None:
@@ -109,13 +115,17 @@ class Add(Objective, frozen=True, tag="add"):
         batch: int,
         rng: StepRng,
     ) -> dict[str, float]:
+        import torch
+
         real = world.real(batch, rng)
 
         # Student step: adversarial + distillation + anchor; the critic is only read.
         latents = self.student_output(world, real, rng)
         pictures = world.decode(latents)
-        distill, stats = self.distill_loss(world, latents, pictures, real, rng)
-        loss = self.distill * distill
+        loss, stats = torch.zeros(()), dict[str, float]()
+        if self.distill:
+            distill, stats = self.distill_loss(world, latents, pictures, real, rng)
+            loss = self.distill * distill
         if critic is not None:
             critic.heads.requires_grad_(False)
             fakes = critic.features(pictures)

@@ -97,6 +97,12 @@ def descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.
         optimizer.step()
 
 
+def untrained(unet: torch.nn.Module) -> torch.nn.Module:
+    """Return a network of the same architecture with random weights (seeded by torch's global seed)."""
+    made: torch.nn.Module = type(unet).from_config(unet.config)  # type: ignore[attr-defined]
+    return made.eval()
+
+
 def simple_learner(
     world: World,
     learning_rate: float,

@@ -205,3 +205,24 @@ def test_latent_space_needs_no_decoding(world):
     loss, _ = Add(space="latent").distill_loss(world, latents, None, real, rng)
     loss.backward()
     assert latents.grad.abs().sum() > 0
+
+
+def test_a_student_from_scratch_has_none_of_the_weights(tiny_sd):
+    from flashbulb.distill.checkpoint import Checkpoint
+
+    unet = Checkpoint.open(tiny_sd).load("unet")
+    assert Add().prepare(unet) is unet
+    fresh = Add(start="random").prepare(unet)
+    assert weights(fresh).shape == weights(unet).shape
+    assert not torch.allclose(weights(fresh), weights(unet), atol=1e-3)
+
+
+def test_a_gan_never_asks_the_teacher(world):
+    def forbidden(*_, **__):
+        raise AssertionError("the teacher was asked")
+
+    world.teacher.unet.forward = forbidden
+    gan = Add(distill=0, anchor=0, adv=1, warmup=0, terminal_share=1)
+    stats = gan.learner(world, batch=2, steps=2).update(0, StepRng(0, 0, 0))
+    assert set(stats) >= {"adv", "critic", "r1", "loss"}
+    assert "distill" not in stats
