@@ -7,18 +7,32 @@ heads*.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import msgspec
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-BLOCKS = (2, 4, 10)
-"""EfficientNet-Lite0 blocks whose outputs the heads read: strides 4, 8, 16."""
+
+class CriticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the critic looks through, and what it is told."""
+
+    features: str = "lite0"
+    """``lite0``, or a Hub id or folder of a vision transformer (DINO, DINOv2, CLIP)."""
+    input_size: Annotated[int, msgspec.Meta(ge=32)] | None = None
+    """Pixels of the features' input; default: 96 for ``lite0``, 224 for a transformer."""
+    condition: Literal["none", "text", "image", "both"] = "text"
+    """What the logits are projected on (table 1 b): nothing, the caption, the real picture, or both."""
+    image_at_terminal: Literal["null", "keep"] = "null"
+    """Whether the picture's vector stays where the student saw none of it: pure noise."""
+    r1: Literal["head", "pixel"] = "head"
+    """Where the gradient penalty is taken: at the inputs of the heads, or at the pixels."""
 
 
-def make_head(channels: int, text_width: int, width: int = 64) -> nn.Module:
-    """Make one head: ``read`` a feature map (b, c, h, w), then ``project`` it on a text (b, d): (b, h, w)."""
+def make_head(channels: int, condition_width: int, width: int = 64) -> nn.Module:
+    """Make one head: ``read`` a feature map (b, c, h, w), then ``project`` it on a condition (b, d): (b, h, w)."""
     from torch import nn
     from torch.nn.utils.parametrizations import spectral_norm
 
@@ -34,59 +48,75 @@ def make_head(channels: int, text_width: int, width: int = 64) -> nn.Module:
                 nn.LeakyReLU(0.2),
             )
             self.outward = spectral_norm(nn.Conv2d(width, width, 1))
-            self.text = nn.Linear(text_width, width)
+            self.condition = nn.Linear(condition_width, width)
 
         def forward(self, features: torch.Tensor) -> torch.Tensor:
             hidden = self.inward(features)
             read: torch.Tensor = self.outward((hidden + self.residual(hidden)) / 2**0.5)
             return read
 
-        def project(self, read: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = (read * self.text(text)[:, :, None, None]).sum(1) / width**0.5
+        def project(self, read: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+            logits: torch.Tensor = (read * self.condition(condition)[:, :, None, None]).sum(1) / width**0.5
             return logits
 
     return Head()
 
 
 class Critic:
-    """Frozen features F and trainable heads D_k; call it for the logits, all heads' side by side (b, n)."""
+    """Frozen features F and trainable heads D_k; the logits are all heads' side by side, (b, n)."""
 
-    def __init__(self, text_width: int, *, blocks: tuple[int, ...] = BLOCKS, input_size: int = 96) -> None:
-        import torch
+    def __init__(self, text_width: int, config: CriticConfig = CriticConfig()) -> None:  # noqa: B008
         from torch import nn
 
-        from flashbulb.distill.features import efficientnet, feature_maps
+        from flashbulb.distill.critic_features import open_features
 
-        self.network, self.blocks, self.input_size = efficientnet("lite0"), blocks, input_size
-        with torch.no_grad():
-            maps = feature_maps(self.network, torch.zeros(1, 3, input_size, input_size), blocks)
-        self.heads = nn.ModuleList(make_head(m.shape[1], text_width) for m in maps)
+        self.config, self.frozen = config, open_features(config.features, config.input_size)
+        widths = {"text": text_width, "image": self.frozen.summary_width}
+        told = {"none": (), "both": ("text", "image")}.get(config.condition, (config.condition,))
+        self.told: tuple[str, ...] = told
+        width = sum(widths[name] for name in told) or 1
+        self.heads = nn.ModuleList(make_head(w, width) for w in self.frozen.widths)
 
     def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """Return the frozen maps of pictures (b, 3, h, w) in [-1, 1]; gradients reach the pictures."""
+        return self.frozen.maps(pictures)
+
+    def condition(
+        self, text: torch.Tensor, pictures: torch.Tensor | None, terminal: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what the logits are projected on, (b, d).
+
+        Args:
+            text: pooled text (b, d).
+            pictures: the real pictures that the student's input came from; read for ``image`` and ``both``.
+            terminal: (b,), whether that input was pure noise.
+        """
         import torch
 
-        from flashbulb.distill.features import feature_maps, to_network
-
-        with torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
-            maps = feature_maps(self.network, to_network(pictures, self.input_size), self.blocks)
-        return [m.float() for m in maps]
+        parts = [text] if "text" in self.told else []
+        if "image" in self.told:
+            if pictures is None:
+                raise ValueError(f"condition {self.config.condition!r} wants real pictures, got none")
+            image = self.frozen.summary(pictures)
+            lost = terminal & (self.config.image_at_terminal == "null")
+            parts.append(torch.where(lost[:, None], 0.0, image))
+        return torch.cat(parts, 1) if parts else torch.ones(len(text), 1)
 
     def read(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return what the heads make of feature maps before they see a text; one reading serves several."""
+        """Return what the heads make of feature maps before any condition; one reading serves several."""
         return [head(f) for head, f in zip(self.heads, features, strict=True)]
 
-    def project(self, read: list[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
+    def project(self, read: list[torch.Tensor], condition: torch.Tensor) -> torch.Tensor:
         """Return the logits (b, n) of all heads; each head's are weighted equally whatever its resolution."""
         import torch
 
         heads: list[Any] = list(self.heads)
-        parts = [head.project(r, text).flatten(1) for head, r in zip(heads, read, strict=True)]
+        parts = [head.project(r, condition).flatten(1) for head, r in zip(heads, read, strict=True)]
         return torch.cat([torch.nn.functional.adaptive_avg_pool1d(p[:, None], 64)[:, 0] for p in parts], 1)
 
-    def logits(self, features: list[torch.Tensor], text: torch.Tensor) -> torch.Tensor:
-        """Return the logits (b, n) of pictures with these features for their texts (b, d)."""
-        return self.project(self.read(features), text)
+    def logits(self, features: list[torch.Tensor], condition: torch.Tensor) -> torch.Tensor:
+        """Return the logits (b, n) of pictures with these features under their conditions (b, d)."""
+        return self.project(self.read(features), condition)
 
 
 def hinge_critic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
@@ -94,12 +124,12 @@ def hinge_critic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     return (1 - real).relu().mean() + (1 + fake).relu().mean()
 
 
-def r1(logits: torch.Tensor, features: list[torch.Tensor]) -> torch.Tensor:
-    """Return R1 (arXiv 1801.04406) at the head inputs: the batch mean of the squared gradient.
+def r1(logits: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
+    """Return R1 (arXiv 1801.04406): the batch mean of the squared gradient of the logits at their inputs.
 
-    ``features`` must have required gradients before the heads saw them.
+    ``inputs`` are the maps that the heads saw (or the pixels), and must have required gradients before.
     """
     import torch
 
-    gradients = torch.autograd.grad(logits.sum(), features, create_graph=True)
+    gradients = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
     return torch.stack([g.square().sum((1, 2, 3)).mean() for g in gradients]).sum()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
+from flashbulb.distill.critic import CriticConfig
 from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, descend, untrained
 from flashbulb.distill.objectives.score import Weighting, teacher_x0, time_weight
 
@@ -16,6 +17,17 @@ if TYPE_CHECKING:
     from flashbulb.distill.loop import StepRng
 
 Weight = Annotated[float, msgspec.Meta(ge=0)]
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """What a critic compares in one step."""
+
+    real: torch.Tensor
+    """Real pictures (b, 3, h, w)."""
+    fake: list[torch.Tensor]
+    """Features of the student's pictures."""
+    condition: torch.Tensor
+    """What the logits are projected on, (b, d)."""
 
 
 class Add(Objective, frozen=True, tag="add"):
@@ -56,6 +68,10 @@ class Add(Objective, frozen=True, tag="add"):
     """Weight gamma of R1 at the head inputs."""
     mismatch: Weight = 0.5
     """Weight of real pictures with another picture's text as fakes."""
+    critic: CriticConfig = CriticConfig()
+    """What the critic looks through, and what it is told."""
+    critic_steps: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Critic steps for each student step, on pictures of their own after the first."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
     """Peak learning rate of the student's AdamW."""
     critic_rate: Annotated[float, msgspec.Meta(gt=0)] = 2.5e-4
@@ -84,7 +100,7 @@ class Add(Objective, frozen=True, tag="add"):
 
         from flashbulb.distill.critic import Critic
 
-        critic = Critic(world.null_states.shape[-1]) if self.adv else None
+        critic = Critic(world.null_states.shape[-1], self.critic) if self.adv else None
         student = world.student.unet
         modules: dict[str, torch.nn.Module] = {"student": student}
         optimizers: dict[str, torch.optim.Optimizer] = {
@@ -120,16 +136,16 @@ class Add(Objective, frozen=True, tag="add"):
         real = world.real(batch, rng)
 
         # Student step: adversarial + distillation + anchor; the critic is only read.
-        latents = self.student_output(world, real, rng)
+        latents, t = self.student_output(world, real, rng)
         pictures = world.decode(latents)
         loss, stats = torch.zeros(()), dict[str, float]()
         if self.distill:
             distill, stats = self.distill_loss(world, latents, pictures, real, rng)
             loss = self.distill * distill
         if critic is not None:
+            seen = self.look(world, critic, real, pictures, t)
             critic.heads.requires_grad_(False)
-            fakes = critic.features(pictures)
-            adversarial = -critic.logits(fakes, real.pooled).mean()
+            adversarial = -critic.logits(seen.fake, seen.condition).mean()
             critic.heads.requires_grad_(True)
             loss = loss + self.adv * adversarial
             stats["adv"] = adversarial.item()
@@ -138,15 +154,41 @@ class Add(Objective, frozen=True, tag="add"):
             loss, stats = loss + anchor, stats | more
         descend(loss, world.student.unet, optimizers["student"])
 
-        # Critic step: hinge on real (as the decoder draws it), fake and mismatched pairs, R1 at head inputs.
+        # Critic steps: hinge on real (as the decoder draws it), fake and mismatched pairs, and R1.
         if critic is not None:
-            critic_loss, more = self.critic_loss(world, critic, real, [f.detach() for f in fakes])
-            descend(critic_loss, critic.heads, optimizers["critic"])
-            stats |= more
+            stats |= self._critic_step(critic, seen, optimizers["critic"])
+            for _ in range(self.critic_steps - 1):
+                real = world.real(batch, rng)
+                with torch.no_grad():
+                    latents, t = self.student_output(world, real, rng)
+                    seen = self.look(world, critic, real, world.decode(latents), t)
+                stats |= self._critic_step(critic, seen, optimizers["critic"])
         return stats | {"loss": loss.item()}
 
-    def student_output(self, world: World, real: Batch, rng: StepRng) -> torch.Tensor:
-        """Noise real latents to the student's timesteps (pure noise at the last); predict x0 (b, c, h, w)."""
+    def _critic_step(self, critic: Critic, seen: Seen, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+        loss, stats = self.critic_loss(critic, seen)
+        descend(loss, critic.heads, optimizer)
+        return stats
+
+    def look(
+        self, world: World, critic: Critic, real: Batch, pictures: torch.Tensor, t: torch.Tensor
+    ) -> Seen:
+        """Return what the critic compares: the real pictures, the fakes' features and their condition.
+
+        Real pictures are the decoder's own, so that its fingerprint tells nothing.
+        """
+        import torch
+
+        with torch.no_grad():
+            genuine = world.decode(real.latents)
+        return Seen(
+            real=genuine,
+            fake=critic.features(pictures),
+            condition=critic.condition(real.pooled, genuine, t == world.student.schedule.terminal),
+        )
+
+    def student_output(self, world: World, real: Batch, rng: StepRng) -> tuple[torch.Tensor, torch.Tensor]:
+        """Noise real latents to the student's timesteps, pure noise at the last; return x0 and timesteps."""
         import torch
 
         count = len(real.latents)
@@ -157,7 +199,7 @@ class Add(Objective, frozen=True, tag="add"):
         t = torch.where(terminal, self.timesteps[-1], choice)
         eps = torch.randn(real.latents.shape, generator=rng.torch)
         noisy = world.student.schedule.add_noise(real.latents, eps, t, zero_snr=True)
-        return world.student(noisy, t, real.states)
+        return world.student(noisy, t, real.states), t
 
     def distill_loss(
         self, world: World, latents: torch.Tensor, pictures: torch.Tensor, real: Batch, rng: StepRng
@@ -191,24 +233,21 @@ class Add(Objective, frozen=True, tag="add"):
         error = (world.student(drawn.noise, t, drawn.states) - drawn.endpoint).square().mean()
         return self.anchor * error, {"anchor": error.item()}
 
-    def critic_loss(
-        self, world: World, critic: Critic, real: Batch, fakes: list[torch.Tensor]
-    ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1.
-
-        Real pictures are the decoder's own, so that its fingerprint tells nothing; ``fakes`` are features.
-        """
+    def critic_loss(self, critic: Critic, seen: Seen) -> tuple[torch.Tensor, dict[str, float]]:
+        """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1."""
         import torch
 
         from flashbulb.distill.critic import hinge_critic, r1
 
-        with torch.no_grad():
-            real_features = critic.features(world.decode(real.latents))
-        real_features = [f.requires_grad_() for f in real_features]
-        read = critic.read(real_features)
-        on_real, wrong = (critic.project(read, text) for text in (real.pooled, real.pooled.roll(1, 0)))
-        on_fake = critic.logits(fakes, real.pooled)
-        penalty = r1(on_real, real_features) if self.r1 else torch.zeros(())
+        pixels, at_pixels = seen.real.detach(), bool(self.r1) and critic.config.r1 == "pixel"
+        with torch.set_grad_enabled(at_pixels):
+            features = critic.features(pixels.requires_grad_(at_pixels))
+        if not at_pixels:
+            features = [f.requires_grad_() for f in features]
+        read = critic.read(features)
+        on_real, wrong = (critic.project(read, c) for c in (seen.condition, seen.condition.roll(1, 0)))
+        on_fake = critic.logits([f.detach() for f in seen.fake], seen.condition)
+        penalty = r1(on_real, [pixels] if at_pixels else features) if self.r1 else torch.zeros(())
         loss = hinge_critic(on_real, on_fake) + self.mismatch * (1 + wrong).relu().mean() + self.r1 * penalty
         return loss, {
             "critic": loss.item(),

