@@ -32,7 +32,7 @@ class CriticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
 
 def make_head(channels: int, condition_width: int, width: int = 64) -> nn.Module:
-    """Make one head: ``read`` a feature map (b, c, h, w), then ``project`` it on a condition (b, d): (b, h, w)."""
+    """Make one head: it reads a map (b, c, h, w), then projects it on a condition (b, d): (b, h, w)."""
     from torch import nn
     from torch.nn.utils.parametrizations import spectral_norm
 
