@@ -7,12 +7,13 @@ with ``g = 1 + w``. Here a *scale* is always g; w appears inside the embedding o
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import msgspec
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import UNet2DConditionModel
 
     from flashbulb.distill.loop import StepRng
 
@@ -48,3 +49,20 @@ def embed_scale(scale: torch.Tensor, width: int) -> torch.Tensor:
     frequencies = torch.exp(-torch.arange(half) * (torch.log(torch.tensor(10000.0)) / (half - 1)))
     angles = 1000 * (scale.float() - 1)[:, None] * frequencies
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
+
+
+def with_scale_input(unet: torch.nn.Module) -> torch.nn.Module:
+    """Return the UNet with an input for the guidance scale that, at first, changes nothing."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    settings = cast("UNet2DConditionModel", unet).config
+    if settings["time_cond_proj_dim"] is not None:
+        return unet
+    config = {k: v for k, v in settings.items() if not k.startswith("_")}
+    wider = UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": EMBEDDING_WIDTH})
+    missing, unexpected = wider.load_state_dict(unet.state_dict(), strict=False)
+    if unexpected or set(missing) != {"time_embedding.cond_proj.weight"}:
+        raise ValueError(f"wanted the UNet's own weights and one more, got {missing} and {unexpected}")
+    torch.nn.init.zeros_(wider.time_embedding.cond_proj.weight)
+    return wider.requires_grad_(next(unet.parameters()).requires_grad)

@@ -8,7 +8,7 @@ import msgspec
 
 from flashbulb.distill.critic import CriticConfig
 from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, descend, untrained
-from flashbulb.distill.objectives.score import Weighting, teacher_x0, time_weight
+from flashbulb.distill.targets import Weighting, teacher_x0, time_weight
 
 if TYPE_CHECKING:
     import torch

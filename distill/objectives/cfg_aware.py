@@ -12,7 +12,7 @@ import msgspec
 
 from flashbulb.distill.guidance import ScaleRange
 from flashbulb.distill.objectives.base import Learner, Objective, World, simple_learner
-from flashbulb.distill.objectives.halving import told, two_step_target
+from flashbulb.distill.targets import told, two_step_target
 
 if TYPE_CHECKING:
     import torch

@@ -7,13 +7,14 @@ the checkpoint that stage one wrote.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
-from flashbulb.distill.guidance import EMBEDDING_WIDTH, ScaleRange
+from flashbulb.distill.guidance import ScaleRange, with_scale_input
 from flashbulb.distill.objectives.base import Learner, Objective, World, simple_learner
-from flashbulb.distill.objectives.halving import Rounds, halving_learner, snr_weight
+from flashbulb.distill.objectives.halving import Rounds, halving_learner
+from flashbulb.distill.targets import snr_weight
 
 if TYPE_CHECKING:
     import torch
@@ -78,20 +79,3 @@ class GuidedSecond(Objective, frozen=True, tag="guided-2"):
             return options, options
 
         return halving_learner(world, self.rounds, self.learning_rate, batch=batch, steps=steps, guide=guide)
-
-
-def with_scale_input(unet: torch.nn.Module) -> torch.nn.Module:
-    """Return the UNet with an input for the guidance scale that, at first, changes nothing."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    settings = cast("UNet2DConditionModel", unet).config
-    if settings["time_cond_proj_dim"] is not None:
-        return unet
-    config = {k: v for k, v in settings.items() if not k.startswith("_")}
-    wider = UNet2DConditionModel.from_config(config | {"time_cond_proj_dim": EMBEDDING_WIDTH})
-    missing, unexpected = wider.load_state_dict(unet.state_dict(), strict=False)
-    if unexpected or set(missing) != {"time_embedding.cond_proj.weight"}:
-        raise ValueError(f"wanted the UNet's own weights and one more, got {missing} and {unexpected}")
-    torch.nn.init.zeros_(wider.time_embedding.cond_proj.weight)
-    return wider.requires_grad_(next(unet.parameters()).requires_grad)

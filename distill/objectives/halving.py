@@ -6,27 +6,23 @@ differ in nothing but the guidance that the networks are told.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
 from flashbulb.distill.objectives.base import Learner, World, descend
+from flashbulb.distill.targets import snr_weight, told, two_step_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
 
-    from flashbulb.distill.denoiser import Denoiser, Schedule
     from flashbulb.distill.loop import StepRng
+    from flashbulb.distill.targets import Options
 
-    Options = dict[str, Any]
-    """Keywords of a denoiser's call."""
     Guide = Callable[[bool, StepRng], tuple[Options, Options]]
     """``guide(first round, rng)`` -> what the teacher and the student are told of guidance."""
-
-    Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    """``predict(z, t) -> x0``."""
 
 
 class Rounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -89,43 +85,3 @@ def halving_loss(
         target = two_step_target(told(world.teacher, real.states, to_teacher), schedule, z, share, steps)
     error = (world.student(z, t, real.states, **to_student) - target).square()
     return (snr_weight(alpha, sigma) * error).mean()
-
-
-def told(denoiser: Denoiser, states: torch.Tensor, options: Options) -> Predict:
-    """Return ``predict(z, t)`` of a denoiser whose text and guidance are given."""
-
-    def predict(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return denoiser(z, t, states, **options)
-
-    return predict
-
-
-def two_step_target(
-    teacher: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, steps: int
-) -> torch.Tensor:
-    """Return the x0 (b, c, h, w) that one student step must predict to land where two teacher steps do.
-
-    From ``share`` (b,) of the schedule two DDIM steps of ``1 / (2 steps)`` lead to z''; then (2202.00512,
-    appendix G) ``x = (z'' - (s''/s) z) / (a'' - (s''/s) a)``.
-    """
-    _, alpha, sigma = schedule.at_share(share)
-    middle = ddim_step(teacher, schedule, z, share, share - 0.5 / steps)
-    end = ddim_step(teacher, schedule, middle, share - 0.5 / steps, share - 1.0 / steps)
-    _, end_alpha, end_sigma = schedule.at_share(share - 1.0 / steps)
-    ratio = end_sigma / sigma
-    return (end - ratio * z) / (end_alpha - ratio * alpha)
-
-
-def ddim_step(
-    predict: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, following: torch.Tensor
-) -> torch.Tensor:
-    """Return z (b, c, h, w) after a DDIM step between two shares (b,) of the schedule."""
-    t, alpha, sigma = schedule.at_share(share)
-    _, next_alpha, next_sigma = schedule.at_share(following)
-    x0 = predict(z, t)
-    return next_alpha * x0 + next_sigma * (z - alpha * x0) / sigma
-
-
-def snr_weight(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Return the truncated-SNR weight ``max(alpha^2 / sigma^2, 1)`` of an x0 loss (2202.00512, section 4)."""
-    return (alpha / sigma).square().clamp(min=1.0)

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from flashbulb.distill.guidance import ScaleRange
+from flashbulb.distill.guidance import ScaleRange, with_scale_input
 from flashbulb.distill.objectives.base import Learner, Objective, World, simple_learner
-from flashbulb.distill.objectives.guided import with_scale_input
-from flashbulb.distill.objectives.halving import ddim_step, told
+from flashbulb.distill.targets import ddim_step, told
 
 if TYPE_CHECKING:
     import torch

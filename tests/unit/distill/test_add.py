@@ -176,7 +176,7 @@ def test_anchor_without_pairs_is_refused(world):
 
 def test_the_sds_weight_makes_the_gradient_of_score_distillation(world):
     """Appendix A: the gradient of the summed loss is w(t) (eps_teacher - eps) with w = sigma^2."""
-    from flashbulb.distill.objectives.score import teacher_x0, time_weight
+    from flashbulb.distill.targets import teacher_x0, time_weight
 
     schedule, t = world.teacher.schedule, torch.tensor([100, 500, 900])
     drawn = torch.randn(3, 4, 8, 8, requires_grad=True)
@@ -191,8 +191,8 @@ def test_the_sds_weight_makes_the_gradient_of_score_distillation(world):
 
 
 def test_more_teacher_steps_are_those_of_ddim(world):
-    from flashbulb.distill.objectives.score import teacher_x0
     from flashbulb.distill.samplers import ddim
+    from flashbulb.distill.targets import teacher_x0
 
     z, states = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
     found = teacher_x0(world.teacher, z, torch.tensor([999, 999]), states, 4, {})

@@ -9,13 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flashbulb.distill.denoiser import Denoiser, Schedule
-from flashbulb.distill.guidance import ScaleRange, embed_scale
+from flashbulb.distill.guidance import ScaleRange, embed_scale, with_scale_input
 from flashbulb.distill.loop import StepRng
 from flashbulb.distill.objectives.base import Batch, World
-from flashbulb.distill.objectives.guided import GuidedFirst, GuidedSecond, with_scale_input
-from flashbulb.distill.objectives.halving import Rounds, ddim_step, two_step_target
+from flashbulb.distill.objectives.guided import GuidedFirst, GuidedSecond
+from flashbulb.distill.objectives.halving import Rounds
 from flashbulb.distill.objectives.progressive import Progressive
 from flashbulb.distill.samplers import SAMPLERS, trailing
+from flashbulb.distill.targets import ddim_step, two_step_target
 
 SD = {
     "beta_start": 0.00085,

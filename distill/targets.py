@@ -1,0 +1,86 @@
+"""What a student is asked for: targets made of a teacher's predictions, and the weights of their errors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from flashbulb.distill.denoiser import Denoiser, Schedule
+
+    Options = dict[str, Any]
+    """Keywords of a denoiser's call."""
+    Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    """``predict(z, t) -> x0``."""
+
+Weighting = Literal["exp", "sds"]
+
+
+def time_weight(kind: Weighting, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Return c(t), shaped as alpha and sigma.
+
+    ``exp`` is alpha_t. ``sds`` is ``alpha_t w(t) / (2 sigma_t)`` with ``w = sigma_t^2``: the gradient of the
+    summed loss is then ``w(t) (eps_teacher - eps)``, that of score distillation sampling (arXiv 2209.14988).
+    """
+    return alpha if kind == "exp" else alpha * sigma / 2
+
+
+def teacher_x0(
+    teacher: Denoiser,
+    z: torch.Tensor,
+    t: torch.Tensor,
+    states: torch.Tensor,
+    steps: int,
+    options: Options,
+) -> torch.Tensor:
+    """Return the teacher's x0 (b, c, h, w) of z at timesteps t (b,), after ``steps`` even DDIM steps."""
+    predict, schedule = told(teacher, states, options), teacher.schedule
+    share = (t + 1) / len(schedule.alphas)
+    for step in range(steps - 1):
+        following = share * (1 - (step + 1) / steps)
+        z = ddim_step(predict, schedule, z, share * (1 - step / steps), following)
+    last, _, _ = schedule.at_share(share * (1 - (steps - 1) / steps))
+    return predict(z, last.clamp(min=0))
+
+
+def told(denoiser: Denoiser, states: torch.Tensor, options: Options) -> Predict:
+    """Return ``predict(z, t)`` of a denoiser whose text and guidance are given."""
+
+    def predict(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return denoiser(z, t, states, **options)
+
+    return predict
+
+
+def two_step_target(
+    teacher: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, steps: int
+) -> torch.Tensor:
+    """Return the x0 (b, c, h, w) that one student step must predict to land where two teacher steps do.
+
+    From ``share`` (b,) of the schedule two DDIM steps of ``1 / (2 steps)`` lead to z''; then (2202.00512,
+    appendix G) ``x = (z'' - (s''/s) z) / (a'' - (s''/s) a)``.
+    """
+    _, alpha, sigma = schedule.at_share(share)
+    middle = ddim_step(teacher, schedule, z, share, share - 0.5 / steps)
+    end = ddim_step(teacher, schedule, middle, share - 0.5 / steps, share - 1.0 / steps)
+    _, end_alpha, end_sigma = schedule.at_share(share - 1.0 / steps)
+    ratio = end_sigma / sigma
+    return (end - ratio * z) / (end_alpha - ratio * alpha)
+
+
+def ddim_step(
+    predict: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, following: torch.Tensor
+) -> torch.Tensor:
+    """Return z (b, c, h, w) after a DDIM step between two shares (b,) of the schedule."""
+    t, alpha, sigma = schedule.at_share(share)
+    _, next_alpha, next_sigma = schedule.at_share(following)
+    x0 = predict(z, t)
+    return next_alpha * x0 + next_sigma * (z - alpha * x0) / sigma
+
+
+def snr_weight(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+    """Return the truncated-SNR weight ``max(alpha^2 / sigma^2, 1)`` of an x0 loss (2202.00512, section 4)."""
+    return (alpha / sigma).square().clamp(min=1.0)
