@@ -47,7 +47,7 @@ class DistillConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Data-parallel processes on this machine."""
     objective: AnyObjective = Add()
     """What the student learns from."""
-    loop: LoopConfig = LoopConfig(steps=300, batch=32, ema=0.99, warmup=20, decay=0.5)
+    loop: LoopConfig = LoopConfig(steps=300, batch=32, ema=0.99, warmup=20, decay=0.4)
     """Length and bookkeeping."""
     sample_every: Annotated[int, msgspec.Meta(ge=0)] = 100
     """Steps between two sample grids in ``OUT/samples``; 0 draws none."""

@@ -44,9 +44,9 @@ class Add(Objective, frozen=True, tag="add"):
     """Weight lambda of the score distillation (eq. 1)."""
     anchor: Weight = 1.0
     """Weight of the regression onto cached teacher pictures, in latent space."""
-    anchor_share: Annotated[float, msgspec.Meta(ge=0)] = 1.0
+    anchor_share: Annotated[float, msgspec.Meta(ge=0)] = 2.0
     """Pairs drawn for the anchor, as a multiple of the batch; they need no decoding and are cheap."""
-    warmup: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.4
+    warmup: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.6
     """First share of the steps that trains the anchor alone."""
     start: Literal["pretrained", "random"] = "pretrained"
     """What the student starts from: the checkpoint's weights, or none (the paper's table 1 e)."""
@@ -72,15 +72,15 @@ class Add(Objective, frozen=True, tag="add"):
     """What the critic looks through, and what it is told."""
     critic_steps: Annotated[int, msgspec.Meta(ge=1)] = 1
     """Critic steps for each student step, on pictures of their own after the first."""
-    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 4e-4
     """Peak learning rate of the student's AdamW."""
     critic_rate: Annotated[float, msgspec.Meta(gt=0)] = 2.5e-4
     """Peak learning rate of the critic's Adam."""
     pairs: Annotated[int, msgspec.Meta(ge=0)] = 4096
     """Teacher pictures cached for the anchor."""
-    pair_steps: Annotated[int, msgspec.Meta(gt=0)] = 10
+    pair_steps: Annotated[int, msgspec.Meta(gt=0)] = 12
     """DDIM steps of a cached teacher picture."""
-    pair_guidance: Annotated[float, msgspec.Meta(ge=1)] = 2.5
+    pair_guidance: Annotated[float, msgspec.Meta(ge=1)] = 3.0
     """Guidance of a cached teacher picture."""
 
     def prepare(self, unet: torch.nn.Module) -> torch.nn.Module:

@@ -23,7 +23,7 @@ STUDENT, TEACHER = "student", "teacher"
 
 # Estimates in seconds, measured on two cores with the embedded checkpoints; a stage that has run before
 # is expected to take as long as it took then.
-STEP_S = {"distill": 1.8}
+STEP_S = {"distill": 1.5}
 ESTIMATES_S = {
     "compress": 60.0,
     "judge": 90.0,

@@ -194,7 +194,7 @@ def test_a_shipped_recipe_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pyt
     command = find("distill")
     assert command is not None
     shipped: Any = dispatch.configure(command, ["student"])
-    assert (shipped.objective.pairs, shipped.loop.steps) == (8192, 900)
+    assert (shipped.objective.pairs, shipped.loop.steps) == (8192, 720)
     (tmp_path / "student").write_text("loop: {steps: 7}")
     own: Any = dispatch.configure(command, ["student"])
     assert own.loop.steps == 7
