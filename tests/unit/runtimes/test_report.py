@@ -79,7 +79,11 @@ def test_the_page_is_well_formed_and_fetches_nothing(
     pictures = tuple(np.full((16, 16, 3), 0.1 * i, np.float32) for i in range(4))
     grid = rows([Drawn(label=module.STUDENT, note="", images=pictures)], module.STUDENT)
     text = page(
-        bundle, checked(bundle, world), grid, stats={"Distillation": str(stats)}, figures={"J": {"k": 0.5}}
+        bundle,
+        checked(bundle, world),
+        grid,
+        stats={"Distillation": str(stats)},
+        figures={"J": [{"pictures of": "student", "k": 0.5}]},
     )
     parser = Balance()
     parser.feed(text)
