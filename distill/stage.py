@@ -94,8 +94,10 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
     batch = config.loop.batch // rank.count
     learner = config.objective.learner(world, batch=batch, steps=config.loop.steps)
     state = State(learner.modules, learner.optimizers, averaged=("student",))
+    looked = Evaluations(world.teacher.unet)
 
     def step_done(step: int, steps: int, stats: dict[str, float]) -> None:
+        looked.steps += 1
         if config.sample_every and rank.index == 0 and (step % config.sample_every == 0 or step == steps):
             _sample_grid(world, parent, out / "samples" / f"step-{step:06d}.png")
         if on_step is not None:
@@ -111,8 +113,28 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
             config=plain,
             replace={"unet": world.student.unet},
             scheduler=ONE_STEP_SCHEDULER,
-            metrics={"steps": state.step, "skipped": state.skipped},
+            metrics={
+                "steps": state.step,
+                "skipped": state.skipped,
+                "teacher_evaluations": rank.count * looked.during(state.step)
+                + (spec.evaluations if (spec := config.objective.wanted_pairs) else 0),
+            },
         )
+
+
+class Evaluations:
+    """Counts the pictures that a teacher looks at, with and without the text each for itself."""
+
+    def __init__(self, teacher: torch.nn.Module) -> None:
+        self.pictures = self.steps = 0
+        teacher.register_forward_pre_hook(self._look)
+
+    def _look(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        self.pictures += len(arguments[0])
+
+    def during(self, steps: int) -> int:
+        """Return the pictures of so many steps, from those that were counted since the process began."""
+        return round(self.pictures / max(1, self.steps) * steps)
 
 
 def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:

@@ -26,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         sys.stdout.write(f"flashbulb {__version__}\n")
         return 0
+    if words[0] == "eval" and "--table" in words:
+        words = ["table", *(word for word in words[1:] if word != "--table")]
     command = find(words[0])
     if command is None:
         sys.stderr.write(_unknown(words[0]))

@@ -100,6 +100,12 @@ COMMANDS = (
         "checkpoint",
     ),
     Command(
+        "table",
+        "distil by every objective at one budget and judge all alike; also `eval --table`",
+        "flashbulb.distill.table.stage:TableConfig",
+        "flashbulb.distill.table.stage:run",
+    ),
+    Command(
         "report",
         "put a bundle, its records and its pictures on one page",
         "flashbulb.runtimes.report:ReportConfig",

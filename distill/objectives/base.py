@@ -38,6 +38,11 @@ class PairSpec(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     guidance: float
 
+    @property
+    def evaluations(self) -> int:
+        """Pictures that the teacher looks at for all pairs."""
+        return self.count * self.steps * (1 if self.guidance == 1 else 2)
+
 
 class World(msgspec.Struct, frozen=True, kw_only=True):
     """The networks that a distillation sees and its sources of data."""

@@ -98,6 +98,11 @@ def test_every_word_explains_its_flags(command: Command, capsys: pytest.CaptureF
         assert f"--{field.name.replace('_', '-')}" in shown or field.name in shown
 
 
+def test_eval_with_table_is_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "--table", "--help"]) == 0
+    assert "usage: flashbulb table" in plain(capsys.readouterr().out)
+
+
 def test_the_bare_argument_fills_its_field(
     act_word: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
