@@ -112,39 +112,3 @@ def background_of(pictures: torch.Tensor) -> list[str]:
     names = list(BACKGROUNDS)
     distance = np.linalg.norm(colours[:, None] - np.array([BACKGROUNDS[n] for n in names])[None], axis=-1)
     return [names[i] for i in distance.argmin(1)]
-
-
-def frechet_distance(a: Features, b: Features) -> float:
-    """Return the Frechet distance of two feature sets (n, d) (FID's formula, arXiv 1706.08500, eq. 6).
-
-    ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``; the trace of the root is the sum of the singular
-    values of ``A B^T``, with A and B the centred, scaled features (QR first), so it stays exact when n < d.
-    """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    centred_a, centred_b = (x - x.mean(0) for x in (a, b))
-    scaled_a, scaled_b = centred_a / np.sqrt(len(a) - 1), centred_b / np.sqrt(len(b) - 1)
-    upper_a, upper_b = (np.asarray(np.linalg.qr(x, mode="r")) for x in (scaled_a, scaled_b))
-    root = np.asarray(np.linalg.svd(upper_a @ upper_b.T, compute_uv=False)).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + (scaled_a**2).sum() + (scaled_b**2).sum() - 2 * root)
-
-
-def diversity(features: Features, captions: list[str]) -> float:
-    """Return the mean cosine distance between features (n, d) of pictures that share a caption."""
-    unit = _unit(features)
-    values = []
-    for caption in dict.fromkeys(captions):
-        rows = unit[[i for i, c in enumerate(captions) if c == caption]]
-        if len(rows) > 1:
-            upper = np.triu_indices(len(rows), 1)
-            values.append(float(1 - (rows @ rows.T)[upper].mean()))
-    if not values:
-        raise ValueError("wanted at least two pictures of some caption, got none")
-    return float(np.mean(values))
-
-
-def sharpness(pictures: torch.Tensor) -> float:
-    """Return the mean squared Laplacian of pictures (n, 3, h, w): falls when they are blurred."""
-    import torch
-
-    kernel = torch.tensor([[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]).expand(3, 1, 3, 3)
-    return float(torch.nn.functional.conv2d(pictures.float(), kernel, groups=3).square().mean())

@@ -151,7 +151,8 @@ def _record(
     stickers: list[Sticker],
     backgrounds: list[str],
 ) -> EvalRecord:
-    from flashbulb.distill.metrics.judge import diversity, frechet_distance, sharpness
+    from flashbulb.distill.metrics.detail import diversity, sharpness
+    from flashbulb.distill.metrics.frechet import frechet_distance
 
     real = data.composite(stickers, backgrounds)
     features, real_features = judge.raw_features(pictures), judge.raw_features(real)
@@ -174,13 +175,13 @@ def _record(
         retrieval_at_10=found.retrieval_at_10,
         background=found.background,
         frechet=frechet_distance(features, real_features),
-        diversity=diversity(judge.raw_features(again), repeated),
-        sharpness=sharpness(pictures),
+        diversity=float(diversity(judge.raw_features(again), repeated).mean()),
+        sharpness=float(sharpness(pictures).mean()),
         real_retrieval_at_1=ceiling.retrieval_at_1,
         real_retrieval_at_10=ceiling.retrieval_at_10,
         real_background=ceiling.background,
         real_frechet_floor=frechet_distance(real_features[:half], real_features[half:]),
-        real_sharpness=sharpness(real),
+        real_sharpness=float(sharpness(real).mean()),
     )
 
 
