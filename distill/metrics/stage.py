@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from flashbulb.distill.samplers import SamplerName
+from flashbulb.distill.timesteps import TimestepName
 
 if TYPE_CHECKING:
     import torch
@@ -31,8 +32,8 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Sampling steps."""
     sampler: SamplerName = "ddim"
     """How the steps are made."""
-    timesteps: Literal["trailing", "sgm"] = "trailing"
-    """Where they are: evenly spaced from the last one, or the early four of the first turbo demo."""
+    timesteps: TimestepName = "trailing"
+    """Where they are: even from the last one, the first turbo demo's early four, or even in flow time."""
     guidance: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     """Classifier-free guidance scale; one-step students use 1."""
     seed: int = 0
@@ -115,8 +116,9 @@ def draw_pictures(
     import torch
 
     from flashbulb.distill.denoiser import Denoiser, Schedule
-    from flashbulb.distill.samplers import SAMPLERS, sgm, trailing
+    from flashbulb.distill.samplers import SAMPLERS
     from flashbulb.distill.stage import text_function, token_ids
+    from flashbulb.distill.timesteps import choose_timesteps
 
     denoiser = Denoiser(checkpoint.load("unet"), Schedule(checkpoint.config("scheduler")))
     vae: Any = checkpoint.load("vae")
@@ -124,7 +126,7 @@ def draw_pictures(
     null_states, pictures = encode(token_ids(checkpoint, [""]))[0], []
     generator = torch.Generator().manual_seed(seed)
     sample = SAMPLERS[config.sampler]
-    timesteps = (trailing if config.timesteps == "trailing" else sgm)(config.steps)
+    timesteps = choose_timesteps(config.timesteps, config.steps, denoiser.schedule)
     for i in range(0, len(captions), 32):
         states = encode(token_ids(checkpoint, captions[i : i + 32]))[0]
         noise = torch.randn((len(states), *checkpoint.latent_shape), generator=generator)
