@@ -43,6 +43,8 @@ NO_TORCH = (
     "flashbulb.export.noise",
     "flashbulb.export.stage",
     "flashbulb.runtimes.engines",
+    "flashbulb.runtimes.inspection",
+    "flashbulb.runtimes.pytest_plugin",
     "flashbulb.runtimes.records",
     "flashbulb.runtimes.report",
     "flashbulb.runtimes.stage",
