@@ -63,7 +63,8 @@ class Judging:
 
     def figures(self, checkpoint: Checkpoint, config: EvalConfig, grid: Path | None) -> Figures:
         """Return the figures of pictures drawn as ``config`` says."""
-        from flashbulb.distill.metrics.judge import diversity, frechet_distance, sharpness
+        from flashbulb.distill.metrics.detail import diversity, sharpness
+        from flashbulb.distill.metrics.frechet import frechet_distance
         from flashbulb.distill.metrics.manifold import precision_recall
 
         stickers, backgrounds = choose_prompts(self.data, config)
@@ -84,6 +85,6 @@ class Judging:
             frechet=frechet_distance(drawn, real),
             precision=float(precise.mean()),
             recall=float(recalled.mean()),
-            diversity=diversity(self.judge.raw_features(again), repeated),
-            sharpness=sharpness(pictures),
+            diversity=float(diversity(self.judge.raw_features(again), repeated).mean()),
+            sharpness=float(sharpness(pictures).mean()),
         )
