@@ -56,9 +56,8 @@ def cache_pairs(
             noise = torch.randn((CHUNK, *shape), generator=generator)
             ids, states = prompts(chunk)
             with torch.inference_mode():
-                endpoint = ddim(
-                    teacher, noise, states, trailing(steps), guidance=guidance, null_states=null_states
-                )
+                timesteps = trailing(steps, len(teacher.schedule.alphas))
+                endpoint = ddim(teacher, noise, states, timesteps, guidance=guidance, null_states=null_states)
             partial = file.with_suffix(".partial")
             save_file({"noise": noise, "ids": ids, "endpoint": endpoint.half()}, partial)
             os.replace(partial, file)

@@ -22,16 +22,44 @@ def alphas_cumprod(scheduler_config: dict[str, Any]) -> npt.NDArray[np.float64]:
     Raises:
         ValueError: for a beta schedule that Stable Diffusion checkpoints do not use.
     """
+    return cast(npt.NDArray[np.float64], np.cumprod(1.0 - betas(scheduler_config)))
+
+
+def betas(scheduler_config: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """Return the betas of a diffusers scheduler config, shape (T,); listed ones (``trained_betas``) first.
+
+    Raises:
+        ValueError: for a beta schedule that Stable Diffusion checkpoints do not use.
+    """
+    listed = scheduler_config.get("trained_betas")
+    if listed is not None:
+        return np.asarray(listed, np.float64)
     steps = int(scheduler_config.get("num_train_timesteps", 1000))
     start, end = float(scheduler_config["beta_start"]), float(scheduler_config["beta_end"])
     kind = scheduler_config.get("beta_schedule", "linear")
     if kind == "scaled_linear":
-        betas = np.linspace(start**0.5, end**0.5, steps) ** 2
-    elif kind == "linear":
-        betas = np.linspace(start, end, steps)
-    else:
-        raise ValueError(f"wanted beta_schedule 'scaled_linear' or 'linear', got {kind!r}")
-    return cast(npt.NDArray[np.float64], np.cumprod(1.0 - betas))
+        return cast(npt.NDArray[np.float64], np.linspace(start**0.5, end**0.5, steps) ** 2)
+    if kind == "linear":
+        return np.linspace(start, end, steps)
+    raise ValueError(f"wanted beta_schedule 'scaled_linear' or 'linear', got {kind!r}")
+
+
+def ending_at(scheduler_config: dict[str, Any], timestep: int | None) -> dict[str, Any]:
+    """Return the scheduler config cut off after ``timestep``, which becomes the last one; None keeps all.
+
+    A student that is told this timestep for pure noise starts there in every pipeline: the betas are written
+    out, and the schedule has no later timestep to begin with. Alphas and sigmas up to there do not change.
+
+    Raises:
+        ValueError: for a timestep that the schedule does not have.
+    """
+    if timestep is None:
+        return scheduler_config
+    whole = betas(scheduler_config)
+    if not 0 <= timestep < len(whole):
+        raise ValueError(f"wanted a timestep in 0..{len(whole) - 1}, got {timestep}")
+    kept = [float(beta) for beta in whole[: timestep + 1]]
+    return scheduler_config | {"trained_betas": kept, "num_train_timesteps": timestep + 1}
 
 
 class OneStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

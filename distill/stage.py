@@ -15,6 +15,7 @@ from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.objectives.base import Batch, Pairs, PairSpec, World
+from flashbulb.distill.schedule import ending_at
 
 if TYPE_CHECKING:
     import torch
@@ -112,7 +113,7 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
             stage="distill",
             config=plain,
             replace={"unet": world.student.unet},
-            scheduler=ONE_STEP_SCHEDULER,
+            scheduler=student_scheduler(config, parent) | ONE_STEP_SCHEDULER,
             metrics={
                 "steps": state.step,
                 "skipped": state.skipped,
@@ -142,11 +143,10 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
     from flashbulb.distill.data.captioned import open_source
     from flashbulb.distill.denoiser import Denoiser, Schedule, suit_attention
 
-    schedule = Schedule(parent.config("scheduler"))
-    teacher = Denoiser(parent.load("unet"), schedule)
+    teacher = Denoiser(parent.load("unet"), Schedule(parent.config("scheduler")))
     start = Checkpoint.open(config.student) if config.student else parent
     unet = config.objective.prepare(start.load("unet"))
-    student = Denoiser(unet.requires_grad_(True), schedule)
+    student = Denoiser(unet.requires_grad_(True), Schedule(student_scheduler(config, parent)))
     for network in (teacher.unet, student.unet):
         suit_attention(cast("UNet2DConditionModel", network))
     vae = cast("AutoencoderKL", parent.load("vae"))
@@ -163,6 +163,13 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
     if (wanted := config.objective.wanted_pairs) is not None:
         pairs = make_pairs(config, wanted, parent, teacher, encode, source, null_states, rank)
     return World(student=student, teacher=teacher, vae=vae, null_states=null_states, real=real, pairs=pairs)
+
+
+def student_scheduler(config: DistillConfig, parent: Checkpoint) -> dict[str, Any]:
+    """Return the scheduler config of the student: that of its own checkpoint, up to its last timestep."""
+    start = Checkpoint.open(config.student) if config.student else parent
+    own = {"trained_betas": None} | start.config("scheduler")
+    return ending_at(own, config.objective.last_timestep)
 
 
 def token_ids(checkpoint: Checkpoint, prompts: list[str]) -> torch.Tensor:

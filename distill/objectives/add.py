@@ -50,8 +50,11 @@ class Add(Objective, frozen=True, tag="add"):
     """First share of the steps that trains the anchor alone."""
     start: Literal["pretrained", "random"] = "pretrained"
     """What the student starts from: the checkpoint's weights, or none (the paper's table 1 e)."""
-    timesteps: tuple[int, ...] = (249, 499, 749, 999)
+    timesteps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (249, 499, 749, 999)
     """Student timesteps; the last one gets pure noise (zero terminal SNR)."""
+    conditioning_timestep: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Timestep that the student is told for pure noise instead, for instance 399, where an error of the noise
+    weighs 1.2 in x0 and not 14.6 as at 999. Its schedule ends there; later ``timesteps`` fall away."""
     terminal_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     """Share of the batch at the last timestep, the one that a one-step generator uses."""
     teacher_range: tuple[float, float] = (0.02, 0.98)
@@ -82,6 +85,11 @@ class Add(Objective, frozen=True, tag="add"):
     """DDIM steps of a cached teacher picture."""
     pair_guidance: Annotated[float, msgspec.Meta(ge=1)] = 3.0
     """Guidance of a cached teacher picture."""
+
+    @property
+    def last_timestep(self) -> int:
+        """The timestep of pure noise: the student's schedule ends there."""
+        return self.timesteps[-1] if self.conditioning_timestep is None else self.conditioning_timestep
 
     def prepare(self, unet: torch.nn.Module) -> torch.nn.Module:
         """Return the network that the student starts from."""
@@ -191,12 +199,11 @@ class Add(Objective, frozen=True, tag="add"):
         """Noise real latents to the student's timesteps, pure noise at the last; return x0 and timesteps."""
         import torch
 
-        count = len(real.latents)
-        choice = torch.tensor(self.timesteps[:-1])[
-            torch.randint(len(self.timesteps) - 1, (count,), generator=rng.torch)
-        ]
+        count, last = len(real.latents), self.last_timestep
+        earlier = [t for t in self.timesteps if t < last] or [last]
+        choice = torch.tensor(earlier)[torch.randint(len(earlier), (count,), generator=rng.torch)]
         terminal = torch.rand(count, generator=rng.torch) < self.terminal_share
-        t = torch.where(terminal, self.timesteps[-1], choice)
+        t = torch.where(terminal, last, choice)
         eps = torch.randn(real.latents.shape, generator=rng.torch)
         noisy = world.student.schedule.add_noise(real.latents, eps, t, zero_snr=True)
         return world.student(noisy, t, real.states), t
@@ -229,7 +236,7 @@ class Add(Objective, frozen=True, tag="add"):
                 "the anchor wants cached teacher pictures, got none; set anchor to 0 or cache pairs"
             )
         drawn = world.pairs(max(1, round(batch * self.anchor_share)), rng)
-        t = torch.full((len(drawn.noise),), self.timesteps[-1])
+        t = torch.full((len(drawn.noise),), self.last_timestep)
         error = (world.student(drawn.noise, t, drawn.states) - drawn.endpoint).square().mean()
         return self.anchor * error, {"anchor": error.item()}
 

@@ -88,6 +88,11 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """What to cache of the teacher before the training, if anything."""
         return None
 
+    @property
+    def last_timestep(self) -> int | None:
+        """The timestep that the student is told for pure noise; None is the last of its schedule."""
+        return None
+
 
 def descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Step down ``loss``; a non-finite gradient leaves the weights alone."""

@@ -65,8 +65,15 @@ class Reflow(_Paired, frozen=True, tag="reflow"):
 class InstaFlow(_Paired, frozen=True, tag="instaflow"):
     """InstaFlow, second stage: one step from noise to the picture of the straightened teacher."""
 
+    conditioning_timestep: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Timestep that the student is told for pure noise; default: the last. Its schedule ends there."""
     perceptual: Weight = 0.2
     """Weight of the distance of frozen features of decoded pictures, in the second half of the training."""
+
+    @property
+    def last_timestep(self) -> int | None:
+        """The timestep of pure noise."""
+        return self.conditioning_timestep
 
     def learner(self, world: World, *, batch: int, steps: int) -> Learner:
         """Return the learner."""

@@ -26,12 +26,19 @@ class UfoGen(Objective, frozen=True, tag="ufogen"):
 
     student_steps: Annotated[int, msgspec.Meta(ge=1)] = 4
     """Timesteps of the student, evenly from the last; t' is one of them earlier."""
+    conditioning_timestep: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Timestep that the student is told for pure noise; default: the last. Its schedule ends there."""
     reconstruction: Weight = 1.0
     """Weight of the squared error of x0."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-4
     """Peak learning rate of the student's AdamW."""
     critic_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-4
     """Peak learning rate of the critic's Adam."""
+
+    @property
+    def last_timestep(self) -> int | None:
+        """The timestep of pure noise."""
+        return self.conditioning_timestep
 
     def learner(self, world: World, *, batch: int, steps: int) -> Learner:
         """Return the learner: student and critic, stepped in turn."""
