@@ -133,11 +133,11 @@ def grids(table: Table, rows: tuple[Row, ...], folder: Path) -> tuple[Grid, ...]
     """Return each row's first pictures, for the first of its seeds that has any."""
     found = []
     for row in rows:
-        files = sorted(folder.glob(f"{row.id}-[0-9].png"))
+        files = sorted(folder.glob(f"{row.id}-[0-9]*.webp"))
         if table.of(row.id) and files:
             data = base64.b64encode(files[0].read_bytes()).decode()
             title = f"{row.title}, {table.draws(row.id)[0]}"
-            found.append(Grid(title=title, source=f"data:image/png;base64,{data}"))
+            found.append(Grid(title=title, source=f"data:image/webp;base64,{data}"))
     return tuple(found)
 
 

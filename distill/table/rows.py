@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import msgspec
 
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.samplers import SamplerName
+from flashbulb.distill.timesteps import TimestepName
 
 FILE = Path(__file__).parent / "rows.yaml"
 
-Spacing = Literal["trailing", "sgm"]
-
 
 class Draw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One way of drawing pictures from a student, written ``SAMPLER STEPS [guidance G] [sgm]``."""
+    """One way of drawing pictures from a student, written ``SAMPLER STEPS [guidance G] [SPACING]``."""
 
     sampler: SamplerName
     steps: int
     guidance: float = 1.0
-    spacing: Spacing = "trailing"
+    spacing: TimestepName = "trailing"
 
     @classmethod
     def parse(cls, text: str) -> Draw:
@@ -38,14 +37,14 @@ class Draw(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
             word = rest.pop(0)
             if word == "guidance" and rest:
                 found["guidance"] = rest.pop(0)
-            elif word in get_args(Spacing):
+            elif word in get_args(TimestepName):
                 found["spacing"] = word
             else:
-                raise ValueError(f"wanted SAMPLER STEPS [guidance G] [sgm], got {text!r}")
+                raise ValueError(f"wanted SAMPLER STEPS [guidance G] [SPACING], got {text!r}")
         try:
             return msgspec.convert(found, cls, strict=False)
         except msgspec.ValidationError as error:
-            raise ValueError(f"wanted SAMPLER STEPS [guidance G] [sgm], got {text!r}: {error}") from error
+            raise ValueError(f"wanted SAMPLER STEPS [guidance G] [SPACING], got {text!r}: {error}") from error
 
 
 class Link(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

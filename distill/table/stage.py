@@ -49,6 +49,8 @@ class TableConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Pictures of one judgement."""
     minutes: Annotated[float, msgspec.Meta(gt=0)] | None = None
     """Start no further row after so many minutes; say the command again to go on."""
+    known: str = ""
+    """Folder with results of an earlier run; those of the same recipe and budget are not run again."""
     keep: bool = False
     """Keep the students of finished rows."""
 
@@ -65,6 +67,8 @@ def run(config: TableConfig) -> Path:
     """
     rows = choose(load_rows(Path(config.file) if config.file else FILE), config.rows)
     out, begun, absent = Path(config.out), time.monotonic(), dict[str, str]()
+    if config.known:
+        _take_over(Path(config.known), rows, config)
     for seed in config.seeds:
         for row in rows:
             if _finished(row, seed, config) or row.id in absent:
@@ -79,6 +83,25 @@ def run(config: TableConfig) -> Path:
             _run_row(row, seed, config)
             page.write(out, rows, absent, config)
     return page.write(out, rows, absent, config)
+
+
+def _take_over(folder: Path, rows: tuple[Row, ...], config: TableConfig) -> None:
+    """Copy results and pictures of an earlier run that this one would make again.
+
+    Raises:
+        NotADirectoryError: when there is no such folder.
+    """
+    if not folder.is_dir():
+        raise NotADirectoryError(f"wanted a folder with results of the table, got {folder}")
+    keys, out = {row.id: row.key(config.budget()) for row in rows}, Path(config.out)
+    for result in results.load(folder):
+        if keys.get(result.row) != result.key or (out / "results" / result.name).is_file():
+            continue
+        results.save(result, out / "results")
+        grid = folder / f"{result.row}-{result.seed}.webp"
+        if grid.is_file():
+            (out / "grids").mkdir(exist_ok=True)
+            shutil.copy(grid, out / "grids" / grid.name)
 
 
 def _finished(row: Row, seed: int, config: TableConfig) -> bool:
@@ -105,7 +128,7 @@ def _run_row(row: Row, seed: int, config: TableConfig) -> None:
         row.draws,
         config.evaluation_seeds,
         pictures=config.pictures,
-        grid=out / "grids" / f"{row.id}-{seed}.png",
+        grid=out / "grids" / f"{row.id}-{seed}.webp",
         on_draw=lambda draw, at: log.info("row %s: %s, prompts %d", row.id, draw, at),
     )
     results.save(

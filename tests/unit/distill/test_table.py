@@ -11,7 +11,7 @@ from flashbulb.distill.table import page
 from flashbulb.distill.table.predictions import DPM_4, PREDICTIONS, TEACHER_1, judge_all
 from flashbulb.distill.table.results import Drawn, Figures, Result, Spread, Table, load, save
 from flashbulb.distill.table.rows import Draw, Row, choose, load_rows
-from flashbulb.distill.table.stage import TableConfig
+from flashbulb.distill.table.stage import TableConfig, run
 
 TEACHER_50 = "ddim 50 guidance 3"
 FAR_BY_ROW = {"add": 400.0, "adv-only": 410.0, "teacher": 900.0, "distill-exp": 1500.0, "random-init": 1600.0}
@@ -209,3 +209,19 @@ def test_the_page_shows_every_row_verdict_and_absence(tmp_path: Path) -> None:
     assert "400 ± 0" in summary
     assert "<script" not in text
     assert 'src="http' not in text
+
+
+def test_known_results_are_taken_over_where_recipe_and_budget_are_the_same(tmp_path: Path) -> None:
+    config = TableConfig(
+        rows=("add", "lcm"), out=str(tmp_path / "out"), known=str(tmp_path / "known"), minutes=1e-9
+    )
+    keys = {row.id: row.key(config.budget()) for row in load_rows()}
+    save(msgspec.structs.replace(result("add", {"euler 1": {}}), key=keys["add"]), tmp_path / "known")
+    save(result("lcm", {"renoise 1": {}}), tmp_path / "known")
+    (tmp_path / "known" / "add-0.webp").write_bytes(b"picture")
+    summary = run(config).with_name("SUMMARY.md").read_text()
+    assert [r.row for r in load(tmp_path / "out" / "results")] == ["add"]
+    assert "LCM: not run yet" in summary
+    assert (tmp_path / "out" / "grids" / "add-0.webp").is_file()
+    with pytest.raises(NotADirectoryError, match="wanted a folder with results"):
+        run(msgspec.structs.replace(config, known=str(tmp_path / "nowhere")))
