@@ -77,6 +77,12 @@ class Critic:
         width = sum(widths[name] for name in told) or 1
         self.heads = nn.ModuleList(make_head(w, width) for w in self.frozen.widths)
 
+    def to(self, device: torch.device) -> Critic:
+        """Move heads and frozen features to a device."""
+        self.heads.to(device)
+        self.frozen.network.to(device)
+        return self
+
     def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """Return the frozen maps of pictures (b, 3, h, w) in [-1, 1]; gradients reach the pictures."""
         return self.frozen.maps(pictures)
@@ -100,7 +106,7 @@ class Critic:
             image = self.frozen.summary(pictures)
             lost = terminal & (self.config.image_at_terminal == "null")
             parts.append(torch.where(lost[:, None], 0.0, image))
-        return torch.cat(parts, 1) if parts else torch.ones(len(text), 1)
+        return torch.cat(parts, 1) if parts else text.new_ones(len(text), 1)
 
     def read(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return what the heads make of feature maps before any condition; one reading serves several."""
@@ -122,6 +128,17 @@ class Critic:
 def hinge_critic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
     """Return the critic's hinge loss of logits (eq. 3 of 2311.17042 without R1)."""
     return (1 - real).relu().mean() + (1 + fake).relu().mean()
+
+
+def neighbours(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows (b, d) with each in the place of the one beside it, as a batch in parts has them too.
+
+    Partners are (0, 1), (2, 3), ...; the last of an odd number takes the first row.
+    """
+    import torch
+
+    order = torch.arange(len(rows), device=rows.device) ^ 1
+    return rows[torch.where(order < len(rows), order, 0)]
 
 
 def r1(logits: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:

@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from flashbulb.distill.precision import autocast
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +23,8 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 class CriticFeatures(Protocol):
     """A frozen network: maps for the heads, one vector for conditioning on the real picture."""
 
+    network: Any
+    """The frozen module."""
     widths: tuple[int, ...]
     """Channels of each map."""
     summary_width: int
@@ -56,11 +60,9 @@ class Lite0:
 
     def maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
         """Return the outputs of three blocks."""
-        import torch
-
         from flashbulb.distill.features import feature_maps, to_network
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
+        with autocast(pictures.device):
             found = feature_maps(self.network, to_network(pictures, self.size), LITE0_BLOCKS)
         return [m.float() for m in found]
 
@@ -100,9 +102,9 @@ class Vit:
             align_corners=False,
             antialias=True,
         )
-        mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         options = {"interpolate_pos_encoding": True} if self.size != self.network.config.image_size else {}
-        with torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
+        with autocast(pictures.device):
             out = self.network(pixel_values=(scaled - mean) / std, output_hidden_states=True, **options)
         found: tuple[torch.Tensor, ...] = out.hidden_states
         return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
+
+from flashbulb.distill.precision import autocast
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +38,7 @@ class UnetCritic(nn.Module):
 
     def forward(self, z: Tensor, t: Tensor, states: Tensor) -> Tensor:
         """Return the logits of noised latents (b, c, h, w) at timesteps (b,) with text states (b, n, d)."""
-        with torch.autocast("cpu", torch.bfloat16, enabled=z.device.type == "cpu"):
+        with autocast(z.device):
             emb = self.time_embedding(self.time_proj(t).to(z.dtype))
             hidden = self.conv_in(z)
             for block in self.down_blocks:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flashbulb.distill.guidance import embed_scale
+from flashbulb.distill.precision import autocast
 from flashbulb.distill.schedule import PredictionType, alphas_cumprod
 
 if TYPE_CHECKING:
@@ -19,11 +20,12 @@ if TYPE_CHECKING:
 class Schedule:
     """Alphas and sigmas of a checkpoint as float32 tensors of shape (T,)."""
 
-    def __init__(self, scheduler_config: dict[str, Any]) -> None:
+    def __init__(self, scheduler_config: dict[str, Any], device: torch.device | str = "cpu") -> None:
         import torch
 
         products = torch.from_numpy(alphas_cumprod(scheduler_config))
-        self.alphas, self.sigmas = products.sqrt().float(), (1 - products).sqrt().float()
+        self.alphas = products.sqrt().float().to(device)
+        self.sigmas = (1 - products).sqrt().float().to(device)
         self.prediction: PredictionType = scheduler_config.get("prediction_type", "epsilon")
 
     @property
@@ -43,8 +45,8 @@ class Schedule:
         import torch
 
         t = (share * len(self.alphas)).round().long() - 1
-        alphas = torch.cat([self.alphas, torch.ones(1)])
-        sigmas = torch.cat([self.sigmas, torch.zeros(1)])
+        alphas = torch.cat([self.alphas, self.alphas.new_ones(1)])
+        sigmas = torch.cat([self.sigmas, self.sigmas.new_zeros(1)])
         return t, alphas[t].view(-1, 1, 1, 1), sigmas[t].view(-1, 1, 1, 1)
 
     def add_noise(
@@ -119,9 +121,9 @@ class Denoiser:
         """
         import torch
 
-        with torch.autocast("cpu", torch.bfloat16, enabled=z.device.type == "cpu"):
+        with autocast(z.device):
             if self.scale_width:
-                scale = torch.as_tensor(guidance, dtype=torch.float32).expand(len(z))
+                scale = torch.as_tensor(guidance, dtype=torch.float32, device=z.device).expand(len(z))
                 embedding = embed_scale(scale, self.scale_width)
                 out = self.unet(z, t, states, timestep_cond=embedding).sample.float()
                 return self.schedule.to_x0(z, out, t)
@@ -132,5 +134,5 @@ class Denoiser:
             both = torch.cat([states, null_states.expand_as(states)])
             out = self.unet(torch.cat([z, z]), torch.cat([t, t]), both).sample.float()
         conditional, null = out.chunk(2)
-        scale = torch.as_tensor(guidance, dtype=torch.float32).view(-1, 1, 1, 1)
+        scale = torch.as_tensor(guidance, dtype=torch.float32, device=z.device).view(-1, 1, 1, 1)
         return self.schedule.to_x0(z, null + scale * (conditional - null), t)

@@ -1,4 +1,4 @@
-"""Data-parallel processes: start them, and average gradients over them.
+"""Data-parallel processes: start them on this machine, or join those that a launcher started.
 
 Two one-thread processes train faster on two cores than one process with two threads, whose OpenMP barriers
 stall when anything else runs.
@@ -8,15 +8,37 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import msgspec
+
+log = logging.getLogger(__name__)
+
+
+class Rank(msgspec.Struct, frozen=True):
+    """Which process of how many this is."""
+
+    index: int = 0
+    count: int = 1
+
+    @classmethod
+    def current(cls) -> Rank:
+        """Read the rank from the environment that a launcher sets."""
+        return cls(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def launch(function: Callable[..., None], processes: int, *arguments: Any) -> None:
-    """Run ``function(*arguments)`` in ``processes`` elastic local workers (or here, for one)."""
+    """Run ``function(*arguments)`` in ``processes`` local workers, or here for one.
+
+    Under ``torchrun`` and ``accelerate launch`` this process is one of theirs already and runs it here. On a
+    machine with GPUs there are no more processes than GPUs.
+    """
+    import torch
+
+    if torch.cuda.is_available() and processes > torch.cuda.device_count():
+        log.info("%d processes wanted, one for each GPU taken: %d", processes, torch.cuda.device_count())
+        processes = torch.cuda.device_count()
     if processes == 1 or "RANK" in os.environ:
         function(*arguments)
         return
@@ -35,28 +57,16 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
     elastic_launch(config, function)(*arguments)
 
 
-def join() -> None:
-    """Join the process group that a launcher announced in the environment, if any."""
+def join() -> Any:
+    """Join the process group that a launcher announced, if any, and return accelerate's view of it.
+
+    Returns:
+        An ``accelerate.Accelerator``: the device of this process and its place among the others.
+    """
     logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of CUDA libraries
 
     import torch
-    import torch.distributed as dist
+    from accelerate import Accelerator
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-
-
-def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
-    """Average the gradients over all processes, in one flat bucket."""
-    import torch
-    import torch.distributed as dist
-
-    if not (dist.is_available() and dist.is_initialized()):
-        return
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients])
-    dist.all_reduce(flat)
-    flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    return Accelerator(mixed_precision="no")  # precision.py casts

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
+from flashbulb.distill.precision import autocast
+
 if TYPE_CHECKING:
     import torch
 
@@ -71,8 +73,8 @@ def distance(model: torch.nn.Module, a: torch.Tensor, b: torch.Tensor) -> torch.
     """Return the mean squared distance of unit-length early features (cf. LPIPS, arXiv 1801.03924)."""
     import torch
 
-    total = torch.zeros(())
-    with torch.autocast("cpu", torch.bfloat16):
+    total = a.new_zeros(())
+    with autocast(a.device):
         ours = feature_maps(model, to_network(a, a.shape[-1]), (0, 2))
         with torch.no_grad():
             theirs = feature_maps(model, to_network(b, b.shape[-1]), (0, 2))

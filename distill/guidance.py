@@ -7,6 +7,7 @@ with ``g = 1 + w``. Here a *scale* is always g; w appears inside the embedding o
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, cast
 
 import msgspec
@@ -33,9 +34,7 @@ class ScaleRange(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
     def draw(self, count: int, rng: StepRng) -> torch.Tensor:
         """Return scales (b,)."""
-        import torch
-
-        return self.low + (self.high - self.low) * torch.rand(count, generator=rng.torch)
+        return self.low + (self.high - self.low) * rng.uniform(count)
 
 
 def embed_scale(scale: torch.Tensor, width: int) -> torch.Tensor:
@@ -46,7 +45,7 @@ def embed_scale(scale: torch.Tensor, width: int) -> torch.Tensor:
     import torch
 
     half = width // 2
-    frequencies = torch.exp(-torch.arange(half) * (torch.log(torch.tensor(10000.0)) / (half - 1)))
+    frequencies = torch.exp(-torch.arange(half, device=scale.device) * (math.log(10000.0) / (half - 1)))
     angles = 1000 * (scale.float() - 1)[:, None] * frequencies
     return torch.nn.functional.pad(torch.cat([angles.sin(), angles.cos()], 1), (0, width % 2))
 

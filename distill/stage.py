@@ -15,11 +15,14 @@ from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.objectives.base import Batch, Pairs, PairSpec, World
+from flashbulb.distill.precision import autocast
 from flashbulb.distill.schedule import ending_at
 
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    from flashbulb.distill.descent import Descent
 
 log = logging.getLogger(__name__)
 
@@ -67,33 +70,46 @@ def run(config: DistillConfig, *, on_step: OnStep | None = None) -> Path:
         if Checkpoint.open(source).is_sdxl:
             raise CheckpointError("distilling SDXL checkpoints is not supported yet; export and check are")
     out = Path(config.out)
-    _claim(out, config)
+    if Rank.current().index == 0:
+        _claim(out, config)
     launch(_worker, config.processes, config, on_step if config.processes == 1 else None)
     return out / "student"
+
+
+MAY_CHANGE = ("processes",)
+LOOP_MAY_CHANGE = ("accumulate", "save_every_s", "log_every", "tensorboard")
+"""What a resumed run may have otherwise than the killed one: it ends with the same student."""
 
 
 def _claim(out: Path, config: DistillConfig) -> None:
     """Write the configuration into the run folder, or check that the run there has the same one."""
     out.mkdir(parents=True, exist_ok=True)
-    file, text = out / "config.json", msgspec.json.format(msgspec.json.encode(config))
-    if file.is_file() and file.read_bytes() != text:
+    file, partial = out / "config.json", out / ".config.partial"
+    if file.is_file() and _lasting(msgspec.json.decode(file.read_bytes())) != _lasting(
+        msgspec.json.decode(msgspec.json.encode(config))
+    ):
         raise ValueError(
             f"{out} holds a run with another configuration; choose another --out or delete the folder"
         )
-    file.write_bytes(text)
+    partial.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+    partial.replace(file)
+
+
+def _lasting(config: dict[str, Any]) -> dict[str, Any]:
+    loop = {k: v for k, v in config["loop"].items() if k not in LOOP_MAY_CHANGE}
+    return {k: v for k, v in config.items() if k not in MAY_CHANGE} | {"loop": loop}
 
 
 def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
     import torch
 
-    from flashbulb.distill.distributed import join
+    from flashbulb.distill.descent import Descent
 
-    join()
+    descend = Descent(config.loop)
     torch.manual_seed(config.loop.seed)
     rank, out, parent = Rank.current(), Path(config.out), Checkpoint.open(config.teacher)
-    world = make_world(config, parent, rank)
-    batch = config.loop.batch // rank.count
-    learner = config.objective.learner(world, batch=batch, steps=config.loop.steps)
+    world = make_world(config, parent, rank, descend)
+    learner = config.objective.learner(world, batch=descend.batch, steps=config.loop.steps)
     state = State(learner.modules, learner.optimizers, averaged=("student",))
     looked = Evaluations(world.teacher.unet)
 
@@ -104,7 +120,7 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
         if on_step is not None:
             on_step(step, steps, stats)
 
-    run_loop(config.loop, state, learner.update, out, on_step=step_done)
+    run_loop(config.loop, state, learner.update, out, descend, on_step=step_done)
     if rank.index == 0:
         state.use_ema()
         plain: dict[str, Any] = msgspec.to_builtins(config)
@@ -138,31 +154,45 @@ class Evaluations:
         return round(self.pictures / max(1, self.steps) * steps)
 
 
-def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank) -> World:
+def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: Descent) -> World:
     """Load the networks and prepare the data of a distillation."""
+    import torch
+
     from flashbulb.distill.data.captioned import open_source
     from flashbulb.distill.denoiser import Denoiser, Schedule, suit_attention
 
-    teacher = Denoiser(parent.load("unet"), Schedule(parent.config("scheduler")))
+    device = descend.device
+    teacher = Denoiser(parent.load("unet").to(device), Schedule(parent.config("scheduler"), device))
     start = Checkpoint.open(config.student) if config.student else parent
     unet = config.objective.prepare(start.load("unet"))
-    student = Denoiser(unet.requires_grad_(True), Schedule(student_scheduler(config, parent)))
+    student = Denoiser(
+        unet.requires_grad_(True).to(device), Schedule(student_scheduler(config, parent), device)
+    )
     for network in (teacher.unet, student.unet):
         suit_attention(cast("UNet2DConditionModel", network))
-    vae = cast("AutoencoderKL", parent.load("vae"))
-    encode = text_function(parent)
+    vae = cast("AutoencoderKL", parent.load("vae").to(device))
+    encode = text_function(parent, device)
     source = open_source(config.data, parent.image_size)
     null_states = encode(token_ids(parent, [""]))[0]
 
     def real(count: int, rng: StepRng) -> Batch:
-        pictures, captions = source.draw(count, rng.python)
-        states, pooled = encode(token_ids(parent, captions))
+        drawn = [source.draw(1, own) for own in rng.each(count)]
+        pictures = torch.cat([picture for picture, _ in drawn]).to(device)
+        states, pooled = encode(token_ids(parent, [caption for _, (caption,) in drawn]))
         return Batch(latents=to_latents(vae, pictures), states=states, pooled=pooled)
 
     pairs = None
     if (wanted := config.objective.wanted_pairs) is not None:
         pairs = make_pairs(config, wanted, parent, teacher, encode, source, null_states, rank)
-    return World(student=student, teacher=teacher, vae=vae, null_states=null_states, real=real, pairs=pairs)
+    return World(
+        student=student,
+        teacher=teacher,
+        vae=vae,
+        null_states=null_states,
+        real=real,
+        pairs=pairs,
+        descend=descend,
+    )
 
 
 def student_scheduler(config: DistillConfig, parent: Checkpoint) -> dict[str, Any]:
@@ -180,15 +210,15 @@ def token_ids(checkpoint: Checkpoint, prompts: list[str]) -> torch.Tensor:
     return tokens.input_ids
 
 
-def text_function(checkpoint: Checkpoint) -> Any:
+def text_function(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Any:
     """Return ``encode(ids) -> (states (b, n, d), pooled (b, d))`` over the frozen text encoder."""
     import torch
 
-    model = checkpoint.load("text_encoder")
+    model = checkpoint.load("text_encoder").to(device)
 
     def encode(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
-            out = model(ids)
+            out = model(ids.to(device))
         return out.last_hidden_state, out.pooler_output
 
     return encode
@@ -198,7 +228,7 @@ def to_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Encode pictures (b, 3, h, w) in [-1, 1] into scaled latents, KL or Tiny autoencoder."""
     import torch
 
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=pictures.device.type == "cpu"):
+    with torch.no_grad(), autocast(pictures.device):
         encoded = vae.encode(pictures)
     latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
     return (latents * vae.config["scaling_factor"]).float()
@@ -243,8 +273,10 @@ def make_pairs(
     ids, noise, endpoint = load_pairs(folder, wanted.count)
 
     def draw(count: int, rng: StepRng) -> Pairs:
-        rows = torch.randint(len(noise), (count,), generator=rng.torch)
-        return Pairs(noise=noise[rows], endpoint=endpoint[rows], states=encode(ids[rows])[0])
+        rows, device = rng.integers(0, len(noise), count).cpu(), null_states.device
+        return Pairs(
+            noise=noise[rows].to(device), endpoint=endpoint[rows].to(device), states=encode(ids[rows])[0]
+        )
 
     return draw
 
@@ -266,11 +298,12 @@ def _sample_grid(world: World, parent: Checkpoint, file: Path) -> None:
     import torch
     from PIL import Image
 
-    states = text_function(parent)(token_ids(parent, list(GRID_PROMPTS)))[0].repeat(2, 1, 1)
+    device = world.device
+    states = text_function(parent, device)(token_ids(parent, list(GRID_PROMPTS)))[0].repeat(2, 1, 1)
     noise = torch.randn((len(states), *parent.latent_shape), generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        x0 = world.student(noise, torch.full((len(noise),), world.student.schedule.terminal), states)
-        pictures = world.decode(x0).clamp(-1, 1)
+        last = torch.full((len(noise),), world.student.schedule.terminal, device=device)
+        pictures = world.decode(world.student(noise.to(device), last, states)).clamp(-1, 1).cpu()
     rows = [torch.cat(list(row), 2) for row in pictures.chunk(2)]
     grid = ((torch.cat(rows, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -75,3 +75,8 @@ class Stickers:
 def draw(pool: list[Sticker], batch: int, rng: random.Random) -> tuple[list[Sticker], list[str]]:
     """Draw ``batch`` stickers with replacement, each with a background colour."""
     return rng.choices(pool, k=batch), rng.choices(list(BACKGROUNDS), k=batch)
+
+
+def draw_each(pool: list[Sticker], rngs: list[random.Random]) -> tuple[list[Sticker], list[str]]:
+    """Draw one sticker with a background colour from each generator."""
+    return [rng.choice(pool) for rng in rngs], [rng.choice(list(BACKGROUNDS)) for rng in rngs]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 
 from flashbulb.distill.critic import CriticConfig
-from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, descend, untrained
+from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, untrained
 from flashbulb.distill.targets import Weighting, teacher_x0, time_weight
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Add(Objective, frozen=True, tag="add"):
 
         from flashbulb.distill.critic import Critic
 
-        critic = Critic(world.null_states.shape[-1], self.critic) if self.adv else None
+        critic = Critic(world.null_states.shape[-1], self.critic).to(world.device) if self.adv else None
         student = world.student.unet
         modules: dict[str, torch.nn.Module] = {"student": student}
         optimizers: dict[str, torch.optim.Optimizer] = {
@@ -125,7 +125,7 @@ class Add(Objective, frozen=True, tag="add"):
         def update(step: int, rng: StepRng) -> dict[str, float]:
             if self.anchor and step < self.warmup * steps:
                 loss, stats = self.anchor_loss(world, batch, rng)
-                descend(loss, student, optimizers["student"])
+                world.descend(loss, student, optimizers["student"])
                 return stats | {"loss": loss.item()}
             return self._both(world, critic, optimizers, batch, rng)
 
@@ -146,7 +146,7 @@ class Add(Objective, frozen=True, tag="add"):
         # Student step: adversarial + distillation + anchor; the critic is only read.
         latents, t = self.student_output(world, real, rng)
         pictures = world.decode(latents)
-        loss, stats = torch.zeros(()), dict[str, float]()
+        loss, stats = torch.zeros((), device=world.device), dict[str, float]()
         if self.distill:
             distill, stats = self.distill_loss(world, latents, pictures, real, rng)
             loss = self.distill * distill
@@ -160,22 +160,24 @@ class Add(Objective, frozen=True, tag="add"):
         if self.anchor:
             anchor, more = self.anchor_loss(world, batch, rng)
             loss, stats = loss + anchor, stats | more
-        descend(loss, world.student.unet, optimizers["student"])
+        world.descend(loss, world.student.unet, optimizers["student"])
 
         # Critic steps: hinge on real (as the decoder draws it), fake and mismatched pairs, and R1.
         if critic is not None:
-            stats |= self._critic_step(critic, seen, optimizers["critic"])
+            stats |= self._critic_step(world, critic, seen, optimizers["critic"])
             for _ in range(self.critic_steps - 1):
                 real = world.real(batch, rng)
                 with torch.no_grad():
                     latents, t = self.student_output(world, real, rng)
                     seen = self.look(world, critic, real, world.decode(latents), t)
-                stats |= self._critic_step(critic, seen, optimizers["critic"])
+                stats |= self._critic_step(world, critic, seen, optimizers["critic"])
         return stats | {"loss": loss.item()}
 
-    def _critic_step(self, critic: Critic, seen: Seen, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    def _critic_step(
+        self, world: World, critic: Critic, seen: Seen, optimizer: torch.optim.Optimizer
+    ) -> dict[str, float]:
         loss, stats = self.critic_loss(critic, seen)
-        descend(loss, critic.heads, optimizer)
+        world.descend(loss, critic.heads, optimizer)
         return stats
 
     def look(
@@ -201,10 +203,10 @@ class Add(Objective, frozen=True, tag="add"):
 
         count, last = len(real.latents), self.last_timestep
         earlier = [t for t in self.timesteps if t < last] or [last]
-        choice = torch.tensor(earlier)[torch.randint(len(earlier), (count,), generator=rng.torch)]
-        terminal = torch.rand(count, generator=rng.torch) < self.terminal_share
+        choice = torch.tensor(earlier, device=world.device)[rng.integers(0, len(earlier), count)]
+        terminal = rng.uniform(count) < self.terminal_share
         t = torch.where(terminal, last, choice)
-        eps = torch.randn(real.latents.shape, generator=rng.torch)
+        eps = rng.normal(real.latents.shape)
         noisy = world.student.schedule.add_noise(real.latents, eps, t, zero_snr=True)
         return world.student(noisy, t, real.states), t
 
@@ -216,8 +218,8 @@ class Add(Objective, frozen=True, tag="add"):
 
         schedule = world.teacher.schedule
         low, high = (round(share * schedule.terminal) for share in self.teacher_range)
-        t = torch.randint(low, high + 1, (len(latents),), generator=rng.torch)
-        eps = torch.randn(latents.shape, generator=rng.torch)
+        t = rng.integers(low, high + 1, len(latents))
+        eps = rng.normal(latents.shape)
         told = {"guidance": self.teacher_guidance, "null_states": world.null_states}
         with torch.no_grad():
             noisy = schedule.add_noise(latents.detach(), eps, t, zero_snr=False)
@@ -236,7 +238,7 @@ class Add(Objective, frozen=True, tag="add"):
                 "the anchor wants cached teacher pictures, got none; set anchor to 0 or cache pairs"
             )
         drawn = world.pairs(max(1, round(batch * self.anchor_share)), rng)
-        t = torch.full((len(drawn.noise),), self.last_timestep)
+        t = torch.full((len(drawn.noise),), self.last_timestep, device=drawn.noise.device)
         error = (world.student(drawn.noise, t, drawn.states) - drawn.endpoint).square().mean()
         return self.anchor * error, {"anchor": error.item()}
 
@@ -244,7 +246,7 @@ class Add(Objective, frozen=True, tag="add"):
         """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1."""
         import torch
 
-        from flashbulb.distill.critic import hinge_critic, r1
+        from flashbulb.distill.critic import hinge_critic, neighbours, r1
 
         pixels, at_pixels = seen.real.detach(), bool(self.r1) and critic.config.r1 == "pixel"
         with torch.set_grad_enabled(at_pixels):
@@ -252,7 +254,7 @@ class Add(Objective, frozen=True, tag="add"):
         if not at_pixels:
             features = [f.requires_grad_() for f in features]
         read = critic.read(features)
-        on_real, wrong = (critic.project(read, c) for c in (seen.condition, seen.condition.roll(1, 0)))
+        on_real, wrong = (critic.project(read, c) for c in (seen.condition, neighbours(seen.condition)))
         on_fake = critic.logits([f.detach() for f in seen.fake], seen.condition)
         penalty = r1(on_real, [pixels] if at_pixels else features) if self.r1 else torch.zeros(())
         loss = hinge_critic(on_real, on_fake) + self.mismatch * (1 + wrong).relu().mean() + self.r1 * penalty

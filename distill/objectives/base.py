@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flashbulb.distill.descent import Descent
+from flashbulb.distill.precision import autocast
+
 if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL
@@ -44,6 +47,13 @@ class PairSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.count * self.steps * (1 if self.guidance == 1 else 2)
 
 
+def plain_descent() -> Descent:
+    """Return the descent of one process, whose batch is whole."""
+    from flashbulb.distill.loop import LoopConfig
+
+    return Descent(LoopConfig())
+
+
 class World(msgspec.Struct, frozen=True, kw_only=True):
     """The networks that a distillation sees and its sources of data."""
 
@@ -55,12 +65,17 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     """``real(count, rng)`` draws captioned latents."""
     pairs: Callable[[int, StepRng], Pairs] | None = None
     """``pairs(count, rng)`` draws cached teacher pictures, when the objective asks for them."""
+    descend: Descent = msgspec.field(default_factory=plain_descent)
+    """``descend(loss, module, optimizer)`` steps down a loss."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.null_states.device
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return pictures (b, 3, h, w), about [-1, 1], of unscaled-space latents; differentiable."""
-        import torch
-
-        with torch.autocast("cpu", torch.bfloat16, enabled=latents.device.type == "cpu"):
+        with autocast(latents.device):
             return self.vae.decode(latents / self.vae.config["scaling_factor"]).sample.float()
 
 
@@ -80,7 +95,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return unet
 
     def learner(self, world: World, *, batch: int, steps: int) -> Learner:
-        """Return the learner for ``batch`` pictures a step on this process."""
+        """Return the learner for micro-batches of ``batch`` pictures on this process."""
         raise NotImplementedError
 
     @property
@@ -92,19 +107,6 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     def last_timestep(self) -> int | None:
         """The timestep that the student is told for pure noise; None is the last of its schedule."""
         return None
-
-
-def descend(loss: torch.Tensor, module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Step down ``loss``; a non-finite gradient leaves the weights alone."""
-    import torch
-
-    from flashbulb.distill.distributed import average_gradients
-
-    optimizer.zero_grad()
-    loss.backward()
-    average_gradients(module.parameters())
-    if torch.isfinite(torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)):
-        optimizer.step()
 
 
 def untrained(unet: torch.nn.Module) -> torch.nn.Module:
@@ -139,8 +141,8 @@ def simple_learner(
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
         value, stats = loss(rng, step)
-        descend(value, student, optimizer)
-        if after is not None:
+        stepped = world.descend(value, student, optimizer) is not None
+        if stepped and after is not None:
             after()
         return stats | {"loss": value.item()}
 

@@ -43,12 +43,12 @@ class CfgAware(Objective, frozen=True, tag="cfg-aware"):
         import torch
 
         schedule, real = world.student.schedule, world.real(batch, rng)
-        share = (torch.randint(self.student_steps, (batch,), generator=rng.torch) + 1) / self.student_steps
+        share = (rng.integers(0, self.student_steps, batch) + 1) / self.student_steps
         t, _, sigma = schedule.at_share(share)
-        eps = torch.randn(real.latents.shape, generator=rng.torch)
+        eps = rng.normal(real.latents.shape)
         z = schedule.add_noise(real.latents, eps, t, zero_snr=True)
         options: dict[str, Any] = {}
-        if rng.python.random() < self.probability:
+        if rng.shared.random() < self.probability:
             options = {"guidance": self.scales.draw(batch, rng), "null_states": world.null_states}
         with torch.no_grad():
             target = two_step_target(

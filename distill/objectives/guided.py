@@ -43,8 +43,8 @@ class GuidedFirst(Objective, frozen=True, tag="guided-1"):
         import torch
 
         schedule, real = world.student.schedule, world.real(batch, rng)
-        t = torch.randint(schedule.terminal + 1, (batch,), generator=rng.torch)
-        scale, eps = self.scales.draw(batch, rng), torch.randn(real.latents.shape, generator=rng.torch)
+        t = rng.integers(0, schedule.terminal + 1, batch)
+        scale, eps = self.scales.draw(batch, rng), rng.normal(real.latents.shape)
         z = schedule.add_noise(real.latents, eps, t, zero_snr=True)
         with torch.no_grad():
             target = world.teacher(z, t, real.states, guidance=scale, null_states=world.null_states)

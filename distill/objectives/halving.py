@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from flashbulb.distill.objectives.base import Learner, World, descend
+from flashbulb.distill.objectives.base import Learner, World
 from flashbulb.distill.targets import snr_weight, told, two_step_target
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def halving_learner(
         if new:
             teacher.load_state_dict(student.state_dict())
         loss = halving_loss(world, batch, count, rng, *guide(count == rounds.first, rng))
-        descend(loss, student, optimizer)
+        world.descend(loss, student, optimizer)
         return {"loss": loss.item(), "student_steps": float(count)}
 
     modules = {"student": student, "teacher": teacher}
@@ -77,9 +77,9 @@ def halving_loss(
     import torch
 
     schedule, real = world.student.schedule, world.real(batch, rng)
-    share = (torch.randint(steps, (batch,), generator=rng.torch) + 1) / steps
+    share = (rng.integers(0, steps, batch) + 1) / steps
     t, alpha, sigma = schedule.at_share(share)
-    eps = torch.randn(real.latents.shape, generator=rng.torch)
+    eps = rng.normal(real.latents.shape)
     z = schedule.add_noise(real.latents, eps, t, zero_snr=True)
     with torch.no_grad():
         target = two_step_target(told(world.teacher, real.states, to_teacher), schedule, z, share, steps)

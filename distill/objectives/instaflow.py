@@ -79,7 +79,7 @@ class InstaFlow(_Paired, frozen=True, tag="instaflow"):
         """Return the learner."""
         from flashbulb.distill.features import efficientnet
 
-        network = efficientnet("lite0") if self.perceptual else None
+        network = efficientnet("lite0").to(world.device) if self.perceptual else None
 
         def loss(rng: StepRng, step: int) -> tuple[torch.Tensor, dict[str, float]]:
             return self.loss(world, batch, rng, network if 2 * step >= steps else None)
@@ -95,7 +95,7 @@ class InstaFlow(_Paired, frozen=True, tag="instaflow"):
         from flashbulb.distill.features import distance
 
         drawn = draw(world, batch, rng)
-        t = torch.full((batch,), world.student.schedule.terminal)
+        t = torch.full((batch,), world.student.schedule.terminal, device=drawn.noise.device)
         latents = world.student(drawn.noise, t, drawn.states)
         squared = (latents - drawn.endpoint).square().mean()
         if network is None:
@@ -123,5 +123,6 @@ def even_times(schedule: Schedule, count: int, rng: StepRng) -> torch.Tensor:
     import torch
 
     times = schedule.alphas / (schedule.alphas + schedule.sigmas)  # falls with t
-    wanted = torch.rand(count, generator=rng.torch)
-    return (len(times) - torch.searchsorted(times.flip(0), wanted) - 1).clamp(0, schedule.terminal)
+    return (len(times) - torch.searchsorted(times.flip(0), rng.uniform(count)) - 1).clamp(
+        0, schedule.terminal
+    )

@@ -65,10 +65,10 @@ class Lcm(Objective, frozen=True, tag="lcm"):
         import torch
 
         schedule, real = world.student.schedule, world.real(batch, rng)
-        share = (torch.randint(self.grid, (batch,), generator=rng.torch) + 1) / self.grid
+        share = (rng.integers(0, self.grid, batch) + 1) / self.grid
         before = share - 1 / self.grid
         t, _, _ = schedule.at_share(share)
-        scale, eps = self.scales.draw(batch, rng), torch.randn(real.latents.shape, generator=rng.torch)
+        scale, eps = self.scales.draw(batch, rng), rng.normal(real.latents.shape)
         z = schedule.add_noise(real.latents, eps, t, zero_snr=True)
         with torch.no_grad():
             guided = {"guidance": scale, "null_states": world.null_states}

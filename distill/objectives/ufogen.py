@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from flashbulb.distill.objectives.base import Batch, Learner, Objective, World, descend
+from flashbulb.distill.objectives.base import Batch, Learner, Objective, World
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,7 @@ class UfoGen(Objective, frozen=True, tag="ufogen"):
 
         from flashbulb.distill.critic_unet import UnetCritic
 
-        critic, student = UnetCritic(world.teacher.unet), world.student.unet
+        critic, student = UnetCritic(world.teacher.unet).to(world.device), world.student.unet
         optimizers: dict[str, torch.optim.Optimizer] = {
             "student": torch.optim.AdamW(
                 student.parameters(), lr=self.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -58,21 +58,19 @@ class UfoGen(Objective, frozen=True, tag="ufogen"):
             real = world.real(batch, rng)
             share, drawn = self.draw(world, real, rng)
             loss, stats = self.student_loss(world, critic, real, share, drawn, rng)
-            descend(loss, student, optimizers["student"])
+            world.descend(loss, student, optimizers["student"])
             critic_loss, more = self.critic_loss(world, critic, real, share, drawn.detach(), rng)
-            descend(critic_loss, critic, optimizers["critic"])
+            world.descend(critic_loss, critic, optimizers["critic"])
             return stats | more | {"loss": loss.item()}
 
         return Learner(modules={"student": student, "critic": critic}, optimizers=optimizers, update=update)
 
     def draw(self, world: World, real: Batch, rng: StepRng) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the times (b,), as shares of the schedule, and the student's x0 (b, c, h, w) there."""
-        import torch
-
         count = len(real.latents)
-        share = (torch.randint(self.student_steps, (count,), generator=rng.torch) + 1) / self.student_steps
+        share = (rng.integers(0, self.student_steps, count) + 1) / self.student_steps
         t, _, _ = world.student.schedule.at_share(share)
-        eps = torch.randn(real.latents.shape, generator=rng.torch)
+        eps = rng.normal(real.latents.shape)
         z = world.student.schedule.add_noise(real.latents, eps, t, zero_snr=True)
         return share, world.student(z, t, real.states)
 
@@ -118,7 +116,5 @@ class UfoGen(Objective, frozen=True, tag="ufogen"):
         self, world: World, x0: torch.Tensor, share: torch.Tensor, rng: StepRng
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return x0 noised to one student step before ``share``, and that timestep (0 when clean)."""
-        import torch
-
         t, alpha, sigma = world.student.schedule.at_share(share - 1 / self.student_steps)
-        return alpha * x0 + sigma * torch.randn(x0.shape, generator=rng.torch), t.clamp(min=0)
+        return alpha * x0 + sigma * rng.normal(x0.shape), t.clamp(min=0)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
-from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
+from flashbulb.distill.loop import LoopConfig, OnStep, State, StepRng, run_loop
+from flashbulb.distill.precision import autocast
 
 if TYPE_CHECKING:
     import torch
@@ -67,14 +68,14 @@ def train(
     """Train (or go on training) in ``out`` and return the whitened autoencoder with averaged weights."""
     import torch
 
-    from flashbulb.distill.data.stickers import draw
-    from flashbulb.distill.distributed import average_gradients
+    from flashbulb.distill.data.stickers import draw_each
+    from flashbulb.distill.descent import Descent
     from flashbulb.distill.features import efficientnet
 
     torch.manual_seed(config.loop.seed)
-    rank = Rank.current()
-    model = build(config, data.size)
-    features = efficientnet("lite0") if config.feature_weight else None
+    descend = Descent(config.loop)
+    model = build(config, data.size).to(descend.device)
+    features = efficientnet("lite0").to(descend.device) if config.feature_weight else None
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=0.01
     )
@@ -82,17 +83,12 @@ def train(
     pool = data.select("train")
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
-        pictures = data.composite(*draw(pool, config.loop.batch // rank.count, rng.python))
+        pictures = data.composite(*draw_each(pool, rng.each(descend.batch))).to(descend.device)
         parts = losses(model, pictures, config, rng, features)
-        optimizer.zero_grad()
-        parts["loss"].backward()
-        average_gradients(model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
+        descend(parts["loss"], model, optimizer)
         return {k: v.item() for k, v in parts.items()}
 
-    run_loop(config.loop, state, update, out, on_step=on_step)
+    run_loop(config.loop, state, update, out, descend, on_step=on_step)
     state.use_ema()
     whiten(model, data)
     return model.eval().requires_grad_(False)
@@ -106,11 +102,9 @@ def losses(
     features: torch.nn.Module | None,
 ) -> dict[str, torch.Tensor]:
     """Return the loss and its parts for pictures (b, 3, h, w) in [-1, 1]."""
-    import torch
-
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast(pictures.device):
         latents = model.encode(pictures).latent_dist.mean
-        noise = torch.randn(latents.shape, generator=rng.torch)
+        noise = rng.normal(latents.shape)
         decoded = model.decode(latents + config.latent_noise * noise).sample.float()
     latents = latents.float()
     prior = latents.mean((0, 2, 3)).square().mean() + (latents.std((0, 2, 3)) - 1).square().mean()
@@ -156,4 +150,4 @@ def encode_all(
     batches = [stickers[i : i + 64] for i in range(0, len(stickers), 64)]
     with torch.inference_mode():
         pictures = (data.composite(batch, [background] * len(batch)) for batch in batches)
-        return torch.cat([model.encode(p).latent_dist.mean for p in pictures])
+        return torch.cat([model.encode(p.to(model.device)).latent_dist.mean for p in pictures])

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from flashbulb.distill.data.words import BACKGROUNDS
-from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
+from flashbulb.distill.loop import LoopConfig, OnStep, State, StepRng, run_loop
+from flashbulb.distill.precision import autocast
 from flashbulb.distill.teacher.autoencoder import reconstruction
 
 if TYPE_CHECKING:
@@ -52,11 +53,13 @@ def train(
     """
     import torch
 
-    from flashbulb.distill.distributed import average_gradients
+    from flashbulb.distill.data.stickers import draw_each
+    from flashbulb.distill.descent import Descent
     from flashbulb.distill.features import efficientnet
 
-    rank, pool, names = Rank.current(), data.select("train"), list(BACKGROUNDS)
-    features = efficientnet("lite0") if config.feature_weight else None
+    descend, pool, names = Descent(config.loop), data.select("train"), list(BACKGROUNDS)
+    vae.to(descend.device)
+    features = efficientnet("lite0").to(descend.device) if config.feature_weight else None
     trained = torch.nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv})
     trained.train().requires_grad_(True)
     optimizer = torch.optim.AdamW(
@@ -65,23 +68,17 @@ def train(
     state = State({"decoder": trained}, {"decoder": optimizer}, averaged=("decoder",))
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
-        count = config.loop.batch // rank.count
-        stickers = rng.python.choices(pool, k=count)
-        grounds = rng.python.choices(range(len(names)), k=count)
-        pictures = data.composite(stickers, [names[g] for g in grounds])
-        z = latents[grounds, [s.index for s in stickers]].float()
-        z = z + config.latent_noise * torch.randn(z.shape, generator=rng.torch)
-        with torch.autocast("cpu", torch.bfloat16):
+        stickers, backgrounds = draw_each(pool, rng.each(descend.batch))
+        pictures = data.composite(stickers, backgrounds).to(descend.device)
+        grounds = [names.index(b) for b in backgrounds]
+        z = latents[grounds, [s.index for s in stickers]].float().to(descend.device)
+        z = z + config.latent_noise * rng.normal(z.shape)
+        with autocast(z.device):
             decoded = vae.decode(z).sample.float()
         parts = reconstruction(decoded, pictures, config.feature_weight, features)
-        optimizer.zero_grad()
-        parts["loss"].backward()
-        average_gradients(trained.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
+        descend(parts["loss"], trained, optimizer)
         return {k: v.item() for k, v in parts.items()}
 
-    run_loop(config.loop, state, update, out, on_step=on_step)
+    run_loop(config.loop, state, update, out, descend, on_step=on_step)
     state.use_ema()
     trained.eval().requires_grad_(False)

@@ -6,6 +6,8 @@ captions vary. A tenth of the captions is dropped for classifier-free guidance (
 
 from __future__ import annotations
 
+import itertools
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ import msgspec
 from flashbulb.distill.data.words import BACKGROUNDS
 from flashbulb.distill.denoiser import suit_attention
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
+from flashbulb.distill.precision import autocast
 from flashbulb.distill.schedule import alphas_cumprod
 from flashbulb.distill.teacher.autoencoder import encode_all
 
@@ -115,9 +118,10 @@ def train(
     """
     import torch
 
-    from flashbulb.distill.distributed import average_gradients
+    from flashbulb.distill.descent import Descent
 
     latents, text, _ = parts
+    descend = Descent(config.loop)
     torch.manual_seed(config.loop.seed)
     model = build(
         config,
@@ -127,25 +131,22 @@ def train(
     )
     if start is not None:
         model.load_state_dict(start)
+    text.to(descend.device)
+    model.to(descend.device)
     suit_attention(model)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )
     state = State({"unet": model}, {"unet": optimizer}, averaged=("unet",))
-    draw, count = Draw(config, parts, data), config.loop.batch // Rank.current().count
-    products = torch.from_numpy(alphas_cumprod(SCHEDULER)).float()
+    draw = Draw(config, parts, data)
+    products = torch.from_numpy(alphas_cumprod(SCHEDULER)).float().to(descend.device)
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
-        loss = v_loss(model, *draw(count, rng), products, rng)
-        optimizer.zero_grad()
-        loss.backward()
-        average_gradients(model.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-        return {"loss": loss.item(), "grad_norm": norm.item()}
+        loss = v_loss(model, *draw(descend.batch, rng), products, rng)
+        norm = descend(loss, model, optimizer)
+        return {"loss": loss.item()} | ({} if norm is None else {"grad_norm": norm})
 
-    run_loop(config.loop, state, update, out, on_step=on_step)
+    run_loop(config.loop, state, update, out, descend, on_step=on_step)
     state.use_ema()
     return model.eval().requires_grad_(False)
 
@@ -163,21 +164,26 @@ class Draw:
         self.data, self.drop_caption = data, config.drop_caption
         self.pool = data.select("train")
         iconic = {s.index for s in data.select("train", iconic=True)}
-        self.weights = [config.iconic_weight if s.index in iconic else 1.0 for s in self.pool]
+        weights = (config.iconic_weight if s.index in iconic else 1.0 for s in self.pool)
+        self.weights = list(itertools.accumulate(weights))
 
     def __call__(self, count: int, rng: StepRng) -> tuple[torch.Tensor, torch.Tensor]:
         """Return latents (b, c, h, w) and text states (b, n, d)."""
         import torch
 
-        names = list(BACKGROUNDS)
-        stickers = rng.python.choices(self.pool, weights=self.weights, k=count)
-        grounds = rng.python.choices(range(len(names)), k=count)
-        captions = self.data.captions(stickers, [names[g] for g in grounds], rng.python)
-        captions = ["" if rng.python.random() < self.drop_caption else c for c in captions]
+        rows = [self._row(own) for own in rng.each(count)]
+        captions, grounds, stickers = (list(column) for column in zip(*rows, strict=True))
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            states = self.text(tokens.input_ids).last_hidden_state
-        return self.latents[grounds, [s.index for s in stickers]].float(), states
+        with torch.no_grad(), autocast(self.text.device):
+            states = self.text(tokens.input_ids.to(self.text.device)).last_hidden_state
+        return self.latents[grounds, stickers].float().to(states.device), states
+
+    def _row(self, rng: random.Random) -> tuple[str, int, int]:
+        """Draw one caption, the number of its background and that of its sticker."""
+        ground, names = rng.randrange(len(BACKGROUNDS)), list(BACKGROUNDS)
+        (sticker,) = rng.choices(self.pool, cum_weights=self.weights)
+        (caption,) = self.data.captions([sticker], [names[ground]], rng)
+        return "" if rng.random() < self.drop_caption else caption, ground, sticker.index
 
 
 def v_loss(
@@ -191,13 +197,9 @@ def v_loss(
 
     Timesteps are stratified over the batch, which lowers the variance of the gradient.
     """
-    import torch
-
-    count = len(x0)
-    order, offset = torch.randperm(count, generator=rng.torch), torch.rand(count, generator=rng.torch)
-    t = ((order + offset) / count * len(products)).long()
+    t = (rng.stratified(len(x0)) * len(products)).long()
     alpha, sigma = (f[t].sqrt().view(-1, 1, 1, 1) for f in (products, 1 - products))
-    noise = torch.randn(x0.shape, generator=rng.torch)
-    with torch.autocast("cpu", torch.bfloat16):
+    noise = rng.normal(x0.shape)
+    with autocast(x0.device):
         v = model(alpha * x0 + sigma * noise, t, states).sample.float()
     return (v - (alpha * noise - sigma * x0)).square().mean()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from flashbulb.distill.data.words import BACKGROUNDS, STYLES, SYNONYMS, TEMPLATES, article
-from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
+from flashbulb.distill.loop import LoopConfig, OnStep, State, StepRng, run_loop
+from flashbulb.distill.precision import autocast
 
 if TYPE_CHECKING:
     import torch
@@ -141,7 +142,11 @@ class Heads:
             "style": [s.style for s in stickers],
             "background": backgrounds,
         }
-        return {k: torch.tensor([self.classes[k].index(v) for v in values]) for k, values in named.items()}
+        device = self.log_scale.device
+        return {
+            k: torch.tensor([self.classes[k].index(v) for v in values], device=device)
+            for k, values in named.items()
+        }
 
     def losses(
         self, text: torch.Tensor, image: torch.Tensor, targets: dict[str, torch.Tensor]
@@ -153,7 +158,7 @@ class Heads:
         a = functional.normalize(self.module["text"](text), dim=-1)
         b = functional.normalize(self.module["image"](image), dim=-1)
         logits = a @ b.T * self.log_scale.clamp(max=4.6).exp()
-        label = torch.arange(len(logits))
+        label = torch.arange(len(logits), device=logits.device)
         parts = {
             "contrastive": (
                 functional.cross_entropy(logits, label) + functional.cross_entropy(logits.T, label)
@@ -174,41 +179,36 @@ def train(
     """Train (or go on training) in ``out`` and return the text encoder with averaged weights."""
     import torch
 
-    from flashbulb.distill.data.stickers import draw
-    from flashbulb.distill.distributed import average_gradients
+    from flashbulb.distill.data.stickers import draw_each
+    from flashbulb.distill.descent import Descent
 
     torch.manual_seed(config.loop.seed)
-    rank = Rank.current()
-    model = build(config, tokenizer)
-    features = image_features(data)
+    descend = Descent(config.loop)
+    model = build(config, tokenizer).to(descend.device)
+    features = image_features(data).to(descend.device)
     heads = Heads(config.width, features.shape[-1], sorted({s.concept for s in data.items}))
+    heads.module.to(descend.device)
     parameters = [*model.parameters(), *heads.module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     state = State({"text": model, "heads": heads.module}, {"text": optimizer}, averaged=("text",))
     pool = data.select("train")
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
-        stickers, backgrounds = draw(pool, config.loop.batch // rank.count, rng.python)
-        tokens = tokenizer(
-            data.captions(stickers, backgrounds, rng.python),
-            padding=True,
-            truncation=True,
-            return_tensors="pt",
-        )
-        with torch.autocast("cpu", torch.bfloat16):
-            text = model(input_ids=tokens.input_ids).pooler_output.float()
+        own = rng.each(descend.batch)
+        stickers, backgrounds = draw_each(pool, own)
+        drawn = zip(stickers, backgrounds, own, strict=True)
+        captions = [data.captions([s], [b], one)[0] for s, b, one in drawn]
+        tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+        with autocast(descend.device):
+            text = model(input_ids=tokens.input_ids.to(descend.device)).pooler_output.float()
         parts = heads.losses(
             text, features[[s.index for s in stickers]], heads.targets(stickers, backgrounds)
         )
         loss = torch.stack(list(parts.values())).sum()
-        optimizer.zero_grad()
-        loss.backward()
-        average_gradients(parameters)
-        if torch.isfinite(torch.nn.utils.clip_grad_norm_(parameters, 1.0)):
-            optimizer.step()
+        descend(loss, parameters, optimizer)
         return {k: v.item() for k, v in (parts | {"loss": loss}).items()}
 
-    run_loop(config.loop, state, update, out, on_step=on_step)
+    run_loop(config.loop, state, update, out, descend, on_step=on_step)
     state.use_ema()
     return model.eval().requires_grad_(False)
 

@@ -5,7 +5,13 @@ import json
 import pytest
 import torch
 
-from flashbulb.distill.loop import LoopConfig, State, learning_rate, run_loop
+from flashbulb.distill import loop
+from flashbulb.distill.descent import Descent
+from flashbulb.distill.loop import LoopConfig, State, learning_rate
+
+
+def run_loop(config, state, update, out):
+    loop.run_loop(config, state, update, out, Descent(config))
 
 
 class Killed(Exception):

@@ -1,0 +1,136 @@
+"""The state of a training: modules, optimizers, averaged weights, step; one safetensors file, no pickle.
+
+It is saved whole, whatever the number of processes and however the weights are sharded among them, so that a
+run may be resumed with another number of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flashbulb.distill.precision import LossScale
+
+if TYPE_CHECKING:
+    import torch
+
+
+class State:
+    """Everything that a resumed run needs: modules, optimizers, EMA weights and the step."""
+
+    def __init__(
+        self,
+        modules: Mapping[str, torch.nn.Module],
+        optimizers: Mapping[str, torch.optim.Optimizer],
+        *,
+        averaged: tuple[str, ...] = (),
+    ) -> None:
+        self.step = 0
+        self.skipped = 0
+        self.scale = LossScale(enabled=False)
+        self.modules = dict(modules)
+        self.optimizers = dict(optimizers)
+        self.ema = {
+            name: {k: v.detach().clone() for k, v in modules[name].state_dict().items()} for name in averaged
+        }
+
+    def update_ema(self, decay: float) -> None:
+        """Move the averaged weights towards the present ones; young averages move faster."""
+        import torch
+
+        rate = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        for name, average in self.ema.items():
+            present = self.modules[name].state_dict()
+            moving = [k for k, v in average.items() if v.dtype.is_floating_point]
+            torch._foreach_lerp_(
+                [average[k] for k in moving], [present[k].detach().to(average[k]) for k in moving], rate
+            )
+            for key in average.keys() - set(moving):
+                average[key].copy_(present[key])
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all tensors under the names that they have in the file."""
+        found: dict[str, torch.Tensor] = {}
+        for name, module in self.modules.items():
+            found |= {f"module/{name}/{k}": v for k, v in module.state_dict().items()}
+        for name, average in self.ema.items():
+            found |= {f"ema/{name}/{k}": v for k, v in average.items()}
+        for name, optimizer in self.optimizers.items():
+            found |= _optimizer_tensors(f"optimizer/{name}", optimizer)
+        return found
+
+    def save(self, folder: Path, *, write: bool = True) -> None:
+        """Write the state into ``folder`` as one safetensors file, renamed in when it is whole.
+
+        All processes call this; the one with ``write`` writes.
+        """
+        from safetensors.torch import save_file
+
+        if not write:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers: dict[str, float] = {
+            "step": self.step,
+            "skipped": self.skipped,
+            "loss_scale": self.scale.scale,
+            "loss_scale_good": self.scale.good,
+        }
+        partial = folder / ".state.partial"
+        save_file(
+            {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.tensors().items()},
+            partial,
+            {name: str(number) for name, number in numbers.items()},
+        )
+        os.replace(partial, folder / "state.safetensors")
+
+    def load(self, folder: Path) -> bool:
+        """Restore the state of ``folder``; return whether there was one."""
+        from safetensors import safe_open
+
+        file = folder / "state.safetensors"
+        if not file.is_file():
+            return False
+        with safe_open(file, "pt") as opened:
+            meta = opened.metadata()
+            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
+        for name, module in self.modules.items():
+            module.load_state_dict(_under(tensors, f"module/{name}/"))
+        for name, average in self.ema.items():
+            for key, value in _under(tensors, f"ema/{name}/").items():
+                average[key].copy_(value)
+        for name, optimizer in self.optimizers.items():
+            _restore_optimizer(optimizer, _under(tensors, f"optimizer/{name}/"))
+        self.step, self.skipped = int(meta["step"]), int(meta["skipped"])
+        if self.scale.enabled and "loss_scale" in meta:
+            self.scale.scale, self.scale.good = float(meta["loss_scale"]), int(meta["loss_scale_good"])
+        return True
+
+    def use_ema(self) -> None:
+        """Put the averaged weights into the modules."""
+        for name, average in self.ema.items():
+            self.modules[name].load_state_dict(average)
+
+
+def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    import torch
+
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{prefix}/{index}/{key}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for key, value in entry.items()
+    }
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split("/")
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
