@@ -7,13 +7,20 @@ heads*.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from flashbulb.distill.augment import Change, Changes, augment, draw_changes
+from flashbulb.distill.critic_heads import HeadKind, make_head
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     import torch
-    from torch import nn
+
+    from flashbulb.distill.rng import StepRng
 
 
 class CriticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -23,6 +30,20 @@ class CriticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """``lite0``, or a Hub id or folder of a vision transformer (DINO, DINOv2, CLIP)."""
     input_size: Annotated[int, msgspec.Meta(ge=32)] | None = None
     """Pixels of the features' input; default: 96 for ``lite0``, 224 for a transformer."""
+    image_features: str = ""
+    """A second network for the vector of the real picture, named as ``features`` (the paper takes DINOv2
+    ViT-L); default: the network of the maps."""
+    heads: HeadKind = "map"
+    """What reads a feature map: ``map`` looks at 3 x 3 neighbours with 64 channels; ``tokens`` at nine tokens
+    in a row with all channels, as published with StyleGAN-T."""
+    places: Annotated[int, msgspec.Meta(ge=0)] = 64
+    """Logits that a head gives for a picture: its places are averaged down to so many before the loss; 0
+    keeps one logit a place."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """How the losses of the heads become one: their mean, or their sum as the paper writes it. Over pictures
+    and places it is always the mean."""
+    augment: tuple[Change, ...] = ()
+    """Changes that real and drawn pictures go through alike (DiffAug): color, translation, cutout, crop."""
     condition: Literal["none", "text", "image", "both"] = "text"
     """What the logits are projected on (table 1 b): nothing, the caption, the real picture, or both."""
     image_at_terminal: Literal["null", "keep"] = "null"
@@ -31,39 +52,8 @@ class CriticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Where the gradient penalty is taken: at the inputs of the heads, or at the pixels."""
 
 
-def make_head(channels: int, condition_width: int, width: int = 64) -> nn.Module:
-    """Make one head: it reads a map (b, c, h, w), then projects it on a condition (b, d): (b, h, w)."""
-    from torch import nn
-    from torch.nn.utils.parametrizations import spectral_norm
-
-    class Head(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.inward = nn.Sequential(
-                spectral_norm(nn.Conv2d(channels, width, 1)), nn.GroupNorm(8, width), nn.LeakyReLU(0.2)
-            )
-            self.residual = nn.Sequential(
-                spectral_norm(nn.Conv2d(width, width, 3, padding=1, padding_mode="circular")),
-                nn.GroupNorm(8, width),
-                nn.LeakyReLU(0.2),
-            )
-            self.outward = spectral_norm(nn.Conv2d(width, width, 1))
-            self.condition = nn.Linear(condition_width, width)
-
-        def forward(self, features: torch.Tensor) -> torch.Tensor:
-            hidden = self.inward(features)
-            read: torch.Tensor = self.outward((hidden + self.residual(hidden)) / 2**0.5)
-            return read
-
-        def project(self, read: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = (read * self.condition(condition)[:, :, None, None]).sum(1) / width**0.5
-            return logits
-
-    return Head()
-
-
 class Critic:
-    """Frozen features F and trainable heads D_k; the logits are all heads' side by side, (b, n)."""
+    """Frozen features F and trainable heads D_k."""
 
     def __init__(self, text_width: int, config: CriticConfig = CriticConfig()) -> None:  # noqa: B008
         from torch import nn
@@ -71,21 +61,28 @@ class Critic:
         from flashbulb.distill.critic_features import open_features
 
         self.config, self.frozen = config, open_features(config.features, config.input_size)
-        widths = {"text": text_width, "image": self.frozen.summary_width}
         told = {"none": (), "both": ("text", "image")}.get(config.condition, (config.condition,))
         self.told: tuple[str, ...] = told
+        second = config.image_features if "image" in told else ""
+        self.witness = open_features(second, None) if second else self.frozen
+        widths = {"text": text_width, "image": self.witness.summary_width}
         width = sum(widths[name] for name in told) or 1
-        self.heads = nn.ModuleList(make_head(w, width) for w in self.frozen.widths)
+        self.heads = nn.ModuleList(make_head(config.heads, w, width) for w in self.frozen.widths)
 
     def to(self, device: torch.device) -> Critic:
         """Move heads and frozen features to a device."""
         self.heads.to(device)
         self.frozen.network.to(device)
+        self.witness.network.to(device)
         return self
 
-    def features(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+    def draw_changes(self, count: int, rng: StepRng) -> Changes | None:
+        """Draw the augmentation of ``count`` pictures, the real ones' and the drawn ones' alike."""
+        return draw_changes(self.config.augment, count, rng)
+
+    def features(self, pictures: torch.Tensor, changes: Changes | None = None) -> list[torch.Tensor]:
         """Return the frozen maps of pictures (b, 3, h, w) in [-1, 1]; gradients reach the pictures."""
-        return self.frozen.maps(pictures)
+        return self.frozen.maps(augment(pictures, changes, self.frozen.size))
 
     def condition(
         self, text: torch.Tensor, pictures: torch.Tensor | None, terminal: torch.Tensor
@@ -103,7 +100,7 @@ class Critic:
         if "image" in self.told:
             if pictures is None:
                 raise ValueError(f"condition {self.config.condition!r} wants real pictures, got none")
-            image = self.frozen.summary(pictures)
+            image = self.witness.summary(pictures)
             lost = terminal & (self.config.image_at_terminal == "null")
             parts.append(torch.where(lost[:, None], 0.0, image))
         return torch.cat(parts, 1) if parts else text.new_ones(len(text), 1)
@@ -112,22 +109,31 @@ class Critic:
         """Return what the heads make of feature maps before any condition; one reading serves several."""
         return [head(f) for head, f in zip(self.heads, features, strict=True)]
 
-    def project(self, read: list[torch.Tensor], condition: torch.Tensor) -> torch.Tensor:
-        """Return the logits (b, n) of all heads; each head's are weighted equally whatever its resolution."""
-        import torch
-
+    def project(self, read: list[torch.Tensor], condition: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits (b, n_k) of each head."""
         heads: list[Any] = list(self.heads)
-        parts = [head.project(r, condition).flatten(1) for head, r in zip(heads, read, strict=True)]
-        return torch.cat([torch.nn.functional.adaptive_avg_pool1d(p[:, None], 64)[:, 0] for p in parts], 1)
+        parts = [head.project(r, condition) for head, r in zip(heads, read, strict=True)]
+        return [_to_places(p, self.config.places) for p in parts] if self.config.places else parts
 
-    def logits(self, features: list[torch.Tensor], condition: torch.Tensor) -> torch.Tensor:
-        """Return the logits (b, n) of pictures with these features under their conditions (b, d)."""
+    def logits(self, features: list[torch.Tensor], condition: torch.Tensor) -> list[torch.Tensor]:
+        """Return the logits (b, n_k) of each head for pictures with these features and conditions (b, d)."""
         return self.project(self.read(features), condition)
 
+    def reduce(self, losses: Iterable[torch.Tensor]) -> torch.Tensor:
+        """Return one loss from those of each head, (b, n_k): mean within a head, ``reduction`` over heads."""
+        import torch
 
-def hinge_critic(real: torch.Tensor, fake: torch.Tensor) -> torch.Tensor:
-    """Return the critic's hinge loss of logits (eq. 3 of 2311.17042 without R1)."""
-    return (1 - real).relu().mean() + (1 + fake).relu().mean()
+        heads = torch.stack([loss.mean() for loss in losses])
+        return heads.sum() if self.config.reduction == "sum" else heads.mean()
+
+    @contextlib.contextmanager
+    def only_read(self) -> Iterator[None]:
+        """Hold the heads still: no gradient for them, and no step of their spectral norms."""
+        self.heads.requires_grad_(False).eval()
+        try:
+            yield
+        finally:
+            self.heads.requires_grad_(True).train()
 
 
 def neighbours(rows: torch.Tensor) -> torch.Tensor:
@@ -141,12 +147,33 @@ def neighbours(rows: torch.Tensor) -> torch.Tensor:
     return rows[torch.where(order < len(rows), order, 0)]
 
 
-def r1(logits: torch.Tensor, inputs: list[torch.Tensor]) -> torch.Tensor:
+def _to_places(logits: torch.Tensor, places: int) -> torch.Tensor:
+    import torch
+
+    return torch.nn.functional.adaptive_avg_pool1d(logits[:, None], places)[:, 0]
+
+
+def hinge(logits: Iterable[torch.Tensor], sign: int) -> list[torch.Tensor]:
+    """Return the hinge losses (b, n_k) of each head (eq. 3 of 2311.17042): ``max(0, 1 - sign D)``.
+
+    Args:
+        logits: those of each head.
+        sign: 1 for pictures that are to be taken for real, -1 for the others.
+    """
+    return [(1 - sign * part).relu() for part in logits]
+
+
+def r1(logits: list[torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:
     """Return R1 (arXiv 1801.04406): the batch mean of the squared gradient of the logits at their inputs.
 
-    ``inputs`` are the maps that the heads saw (or the pixels), and must have required gradients before.
+    A picture's logits are summed over places and heads, and its squared gradient over all of its inputs.
+
+    Args:
+        logits: those of each head.
+        inputs: the maps that the heads saw (or the pixels); they must have required gradients before.
     """
     import torch
 
-    gradients = torch.autograd.grad(logits.sum(), inputs, create_graph=True)
+    total = torch.stack([part.sum() for part in logits]).sum()
+    gradients = torch.autograd.grad(total, inputs, create_graph=True)
     return torch.stack([g.square().sum((1, 2, 3)).mean() for g in gradients]).sum()

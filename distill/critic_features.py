@@ -25,6 +25,8 @@ class CriticFeatures(Protocol):
 
     network: Any
     """The frozen module."""
+    size: int
+    """Pixels of its input; any picture is scaled to them."""
     widths: tuple[int, ...]
     """Channels of each map."""
     summary_width: int
@@ -83,7 +85,7 @@ class Vit:
     def __init__(self, name: str, size: int | None) -> None:
         self.network: Any = _vision_model(name)
         config = self.network.config
-        self.patch = int(config.patch_size)
+        self.patch, self.extra = int(config.patch_size), 1 + int(getattr(config, "num_register_tokens", 0))
         self.size = (size or 224) // self.patch * self.patch
         layers, width = int(config.num_hidden_layers), int(config.hidden_size)
         self.layers = (0, *range(max(1, layers // 4), layers + 1, max(1, layers // 4)))
@@ -91,7 +93,7 @@ class Vit:
         self.summary_width = width
         self.mean, self.std = _normalisation(name)
 
-    def _hidden(self, pictures: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _run(self, pictures: torch.Tensor) -> Any:
         import torch
         from torch.nn import functional
 
@@ -105,24 +107,26 @@ class Vit:
         mean, std = (torch.tensor(v, device=pictures.device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         options = {"interpolate_pos_encoding": True} if self.size != self.network.config.image_size else {}
         with autocast(pictures.device):
-            out = self.network(pixel_values=(scaled - mean) / std, output_hidden_states=True, **options)
-        found: tuple[torch.Tensor, ...] = out.hidden_states
-        return found
+            return self.network(pixel_values=(scaled - mean) / std, output_hidden_states=True, **options)
 
     def maps(self, pictures: torch.Tensor) -> list[torch.Tensor]:
-        """Return the tokens of each chosen layer as a map."""
-        hidden, side = self._hidden(pictures), self.size // self.patch
+        """Return the tokens of each chosen layer as a map, before the last norm; registers are left out."""
+        hidden, side = self._run(pictures).hidden_states, self.size // self.patch
         return [
-            (h[:, 1:] + h[:, :1]).float().transpose(1, 2).unflatten(2, (side, side))
+            (h[:, self.extra :] + h[:, :1]).float().transpose(1, 2).unflatten(2, (side, side))
             for h in (hidden[layer] for layer in self.layers)
         ]
 
     def summary(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Return the class token of the last block."""
+        """Return the class token behind the last norm."""
         import torch
 
         with torch.no_grad():
-            return torch.nn.functional.normalize(self._hidden(pictures)[-1][:, 0].float(), dim=1)
+            out = self._run(pictures)
+        # CLIP norms its class token only where it pools; the others norm every token.
+        pooled = hasattr(self.network, "post_layernorm")
+        token = out.pooler_output if pooled else out.last_hidden_state[:, 0]
+        return torch.nn.functional.normalize(token.float(), dim=1)
 
 
 def _vision_model(name: str) -> Any:

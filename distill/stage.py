@@ -174,6 +174,8 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
     encode = text_function(parent, device)
     source = open_source(config.data, parent.image_size)
     null_states = encode(token_ids(parent, [""]))[0]
+    unwanted = config.objective.negative_prompt
+    negative_states = None if unwanted is None else encode(token_ids(parent, [unwanted]))[0]
 
     def real(count: int, rng: StepRng) -> Batch:
         drawn = [source.draw(1, own) for own in rng.each(count)]
@@ -189,6 +191,7 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
         teacher=teacher,
         vae=vae,
         null_states=null_states,
+        negative_states=negative_states,
         real=real,
         pairs=pairs,
         descend=descend,

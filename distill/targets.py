@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     Predict = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
     """``predict(z, t) -> x0``."""
 
-Weighting = Literal["exp", "sds"]
+Weighting = Literal["exp", "sds", "nfsd"]
 
 
 def time_weight(kind: Weighting, alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -24,6 +24,7 @@ def time_weight(kind: Weighting, alpha: torch.Tensor, sigma: torch.Tensor) -> to
 
     ``exp`` is alpha_t. ``sds`` is ``alpha_t w(t) / (2 sigma_t)`` with ``w = sigma_t^2``: the gradient of the
     summed loss is then ``w(t) (eps_teacher - eps)``, that of score distillation sampling (arXiv 2209.14988).
+    ``nfsd`` is the same weight; its target differs, see `nfsd_x0`.
     """
     return alpha if kind == "exp" else alpha * sigma / 2
 
@@ -44,6 +45,44 @@ def teacher_x0(
         z = ddim_step(predict, schedule, z, share * (1 - step / steps), following)
     last, _, _ = schedule.at_share(share * (1 - (steps - 1) / steps))
     return predict(z, last.clamp(min=0))
+
+
+def nfsd_x0(
+    teacher: Denoiser,
+    z: torch.Tensor,
+    t: torch.Tensor,
+    drawn: torch.Tensor,
+    states: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    *,
+    scale: float,
+    threshold: int,
+) -> torch.Tensor:
+    """Return the target (b, c, h, w) of noise-free score distillation (arXiv 2310.17590, section 4).
+
+    Its residual takes the place of ``eps_teacher - eps`` and has no drawn noise in it: ``delta_D + scale
+    delta_C`` with ``delta_C = eps(text) - eps(null)`` and ``delta_D = eps(null)`` below ``threshold``, else
+    ``eps(null) - eps(negative)``. The target is ``drawn - sigma / alpha`` times that; in predictions of x0,
+    where ``eps = (z - alpha x0) / sigma``, no division by a small sigma is left. One call evaluates the
+    teacher three times.
+
+    Args:
+        teacher: the frozen teacher.
+        z: the student's x0 noised to t.
+        t: timesteps (b,).
+        drawn: the student's x0.
+        states: of the text (b, n, d), of the empty and of the negative prompt (1, n, d).
+        scale: the factor s of the text's direction.
+        threshold: timestep from which the negative prompt says what is out of the domain.
+    """
+    import torch
+
+    text, null, negative = (part.expand_as(states[0]) for part in states)
+    thrice = torch.cat([text, null, negative])
+    on_text, on_null, on_negative = teacher(z.repeat(3, 1, 1, 1), t.repeat(3), thrice).chunk(3)
+    alpha, _ = teacher.schedule.at(t)
+    late = (t >= threshold).view(-1, 1, 1, 1)
+    domain = torch.where(late, on_null - on_negative, on_null - z / alpha)
+    return drawn.detach() + domain + scale * (on_text - on_null)
 
 
 def told(denoiser: Denoiser, states: torch.Tensor, options: Options) -> Predict:

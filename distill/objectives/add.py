@@ -8,15 +8,19 @@ import msgspec
 
 from flashbulb.distill.critic import CriticConfig
 from flashbulb.distill.objectives.base import Batch, Learner, Objective, PairSpec, World, untrained
-from flashbulb.distill.targets import Weighting, teacher_x0, time_weight
+from flashbulb.distill.targets import Weighting, nfsd_x0, teacher_x0, time_weight
 
 if TYPE_CHECKING:
     import torch
 
+    from flashbulb.distill.augment import Changes
     from flashbulb.distill.critic import Critic
     from flashbulb.distill.loop import StepRng
 
 Weight = Annotated[float, msgspec.Meta(ge=0)]
+UNWANTED = (
+    "unrealistic, blurry, low quality, out of focus, ugly, low contrast, dull, dark, low-resolution, gloomy"
+)
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
@@ -28,6 +32,19 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     """Features of the student's pictures."""
     condition: torch.Tensor
     """What the logits are projected on, (b, d)."""
+    changes: Changes | None
+    """The augmentation that the student's pictures went through, and the real ones shall."""
+
+
+class Nfsd(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What noise-free score distillation takes besides the text (arXiv 2310.17590)."""
+
+    scale: Weight = 7.5
+    """Factor s of the direction that the text gives; it stands in for ``teacher_guidance``."""
+    threshold: Annotated[int, msgspec.Meta(ge=0)] = 200
+    """Teacher timestep from which the negative prompt is asked; below it the empty one says enough."""
+    negative_prompt: str = UNWANTED
+    """What pictures shall not be."""
 
 
 class Add(Objective, frozen=True, tag="add"):
@@ -64,7 +81,10 @@ class Add(Objective, frozen=True, tag="add"):
     teacher_steps: Annotated[int, msgspec.Meta(ge=1)] = 1
     """DDIM steps from the teacher's timestep to its x0."""
     weighting: Weighting = "exp"
-    """c(t) of the distillation: ``exp`` is alpha_t; ``sds`` makes its gradient that of DreamFusion."""
+    """c(t) of the distillation: ``exp`` is alpha_t; ``sds`` makes its gradient that of DreamFusion; ``nfsd``,
+    which the paper's final models use, puts a residual without drawn noise in its place."""
+    nfsd: Nfsd = Nfsd()
+    """What ``weighting: nfsd`` takes."""
     space: Literal["pixel", "latent"] = "pixel"
     """Where the distillation compares student and teacher."""
     r1: Weight = 1e-5
@@ -75,6 +95,8 @@ class Add(Objective, frozen=True, tag="add"):
     """What the critic looks through, and what it is told."""
     critic_steps: Annotated[int, msgspec.Meta(ge=1)] = 1
     """Critic steps for each student step, on pictures of their own after the first."""
+    critic_every: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Student steps for each turn of the critic, which then takes its ``critic_steps``."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 4e-4
     """Peak learning rate of the student's AdamW."""
     critic_rate: Annotated[float, msgspec.Meta(gt=0)] = 2.5e-4
@@ -85,6 +107,15 @@ class Add(Objective, frozen=True, tag="add"):
     """DDIM steps of a cached teacher picture."""
     pair_guidance: Annotated[float, msgspec.Meta(ge=1)] = 3.0
     """Guidance of a cached teacher picture."""
+
+    def __post_init__(self) -> None:
+        if self.weighting == "nfsd" and self.teacher_steps != 1:
+            raise ValueError(f"weighting nfsd takes one teacher step, got teacher_steps {self.teacher_steps}")
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """The negative prompt of nfsd."""
+        return self.nfsd.negative_prompt if self.distill and self.weighting == "nfsd" else None
 
     @property
     def last_timestep(self) -> int:
@@ -127,7 +158,8 @@ class Add(Objective, frozen=True, tag="add"):
                 loss, stats = self.anchor_loss(world, batch, rng)
                 world.descend(loss, student, optimizers["student"])
                 return stats | {"loss": loss.item()}
-            return self._both(world, critic, optimizers, batch, rng)
+            turns = 0 if step % self.critic_every else self.critic_steps
+            return self._both(world, critic, optimizers, batch, turns, rng)
 
         return Learner(modules=modules, optimizers=optimizers, update=update)
 
@@ -137,6 +169,7 @@ class Add(Objective, frozen=True, tag="add"):
         critic: Critic | None,
         optimizers: dict[str, torch.optim.Optimizer],
         batch: int,
+        turns: int,
         rng: StepRng,
     ) -> dict[str, float]:
         import torch
@@ -151,10 +184,8 @@ class Add(Objective, frozen=True, tag="add"):
             distill, stats = self.distill_loss(world, latents, pictures, real, rng)
             loss = self.distill * distill
         if critic is not None:
-            seen = self.look(world, critic, real, pictures, t)
-            critic.heads.requires_grad_(False)
-            adversarial = -critic.logits(seen.fake, seen.condition).mean()
-            critic.heads.requires_grad_(True)
+            seen = self.look(world, critic, real, pictures, t, rng)
+            adversarial = self.adversarial_loss(critic, seen)
             loss = loss + self.adv * adversarial
             stats["adv"] = adversarial.item()
         if self.anchor:
@@ -164,14 +195,20 @@ class Add(Objective, frozen=True, tag="add"):
 
         # Critic steps: hinge on real (as the decoder draws it), fake and mismatched pairs, and R1.
         if critic is not None:
-            stats |= self._critic_step(world, critic, seen, optimizers["critic"])
-            for _ in range(self.critic_steps - 1):
-                real = world.real(batch, rng)
-                with torch.no_grad():
-                    latents, t = self.student_output(world, real, rng)
-                    seen = self.look(world, critic, real, world.decode(latents), t)
+            for turn in range(turns):
+                if turn:
+                    seen = self._another(world, critic, batch, rng)
                 stats |= self._critic_step(world, critic, seen, optimizers["critic"])
         return stats | {"loss": loss.item()}
+
+    def _another(self, world: World, critic: Critic, batch: int, rng: StepRng) -> Seen:
+        """Return what the critic compares on further pictures; the student only draws them."""
+        import torch
+
+        real = world.real(batch, rng)
+        with torch.no_grad():
+            latents, t = self.student_output(world, real, rng)
+            return self.look(world, critic, real, world.decode(latents), t, rng)
 
     def _critic_step(
         self, world: World, critic: Critic, seen: Seen, optimizer: torch.optim.Optimizer
@@ -181,7 +218,13 @@ class Add(Objective, frozen=True, tag="add"):
         return stats
 
     def look(
-        self, world: World, critic: Critic, real: Batch, pictures: torch.Tensor, t: torch.Tensor
+        self,
+        world: World,
+        critic: Critic,
+        real: Batch,
+        pictures: torch.Tensor,
+        t: torch.Tensor,
+        rng: StepRng,
     ) -> Seen:
         """Return what the critic compares: the real pictures, the fakes' features and their condition.
 
@@ -191,11 +234,18 @@ class Add(Objective, frozen=True, tag="add"):
 
         with torch.no_grad():
             genuine = world.decode(real.latents)
+        changes = critic.draw_changes(len(pictures), rng)
         return Seen(
             real=genuine,
-            fake=critic.features(pictures),
+            fake=critic.features(pictures, changes),
             condition=critic.condition(real.pooled, genuine, t == world.student.schedule.terminal),
+            changes=changes,
         )
+
+    def adversarial_loss(self, critic: Critic, seen: Seen) -> torch.Tensor:
+        """Return L_adv^G (eq. 2): minus the logits of the student's pictures; the critic is only read."""
+        with critic.only_read():
+            return critic.reduce(-part for part in critic.logits(seen.fake, seen.condition))
 
     def student_output(self, world: World, real: Batch, rng: StepRng) -> tuple[torch.Tensor, torch.Tensor]:
         """Noise real latents to the student's timesteps, pure noise at the last; return x0 and timesteps."""
@@ -213,21 +263,40 @@ class Add(Objective, frozen=True, tag="add"):
     def distill_loss(
         self, world: World, latents: torch.Tensor, pictures: torch.Tensor, real: Batch, rng: StepRng
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        """Return L_distill (eq. 4): the mean of c(t) |x_student - x_teacher(sg(z_t))|^2."""
+        """Return L_distill (eq. 4): c(t) |x_student - x_teacher(sg(z_t))|^2.
+
+        The mean over pictures, channels and places: lambda is for that, whatever the size of the pictures.
+        """
         import torch
 
         schedule = world.teacher.schedule
         low, high = (round(share * schedule.terminal) for share in self.teacher_range)
         t = rng.integers(low, high + 1, len(latents))
         eps = rng.normal(latents.shape)
-        told = {"guidance": self.teacher_guidance, "null_states": world.null_states}
         with torch.no_grad():
             noisy = schedule.add_noise(latents.detach(), eps, t, zero_snr=False)
-            target = teacher_x0(world.teacher, noisy, t, real.states, self.teacher_steps, told)
+            target = self.target(world, noisy, t, latents, real)
             wanted = world.decode(target) if self.space == "pixel" else target
         drawn = pictures if self.space == "pixel" else latents
         loss = (time_weight(self.weighting, *schedule.at(t)) * (drawn - wanted).square()).mean()
         return loss, {"distill": loss.item()}
+
+    def target(
+        self, world: World, noisy: torch.Tensor, t: torch.Tensor, latents: torch.Tensor, real: Batch
+    ) -> torch.Tensor:
+        """Return the latents (b, c, h, w) that the teacher wants instead of the student's.
+
+        Raises:
+            ValueError: for nfsd without the states of its negative prompt.
+        """
+        if self.weighting == "nfsd":
+            if world.negative_states is None:
+                raise ValueError("weighting nfsd wants the states of its negative prompt, got none")
+            states = (real.states, world.null_states, world.negative_states)
+            scale, threshold = self.nfsd.scale, self.nfsd.threshold
+            return nfsd_x0(world.teacher, noisy, t, latents, states, scale=scale, threshold=threshold)
+        told = {"guidance": self.teacher_guidance, "null_states": world.null_states}
+        return teacher_x0(world.teacher, noisy, t, real.states, self.teacher_steps, told)
 
     def anchor_loss(self, world: World, batch: int, rng: StepRng) -> tuple[torch.Tensor, dict[str, float]]:
         """Return the regression of the one-step output onto the teacher's picture of the same noise."""
@@ -246,21 +315,23 @@ class Add(Objective, frozen=True, tag="add"):
         """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1."""
         import torch
 
-        from flashbulb.distill.critic import hinge_critic, neighbours, r1
+        from flashbulb.distill.critic import hinge, neighbours, r1
 
         pixels, at_pixels = seen.real.detach(), bool(self.r1) and critic.config.r1 == "pixel"
         with torch.set_grad_enabled(at_pixels):
-            features = critic.features(pixels.requires_grad_(at_pixels))
+            features = critic.features(pixels.requires_grad_(at_pixels), seen.changes)
         if not at_pixels:
             features = [f.requires_grad_() for f in features]
         read = critic.read(features)
         on_real, wrong = (critic.project(read, c) for c in (seen.condition, neighbours(seen.condition)))
         on_fake = critic.logits([f.detach() for f in seen.fake], seen.condition)
         penalty = r1(on_real, [pixels] if at_pixels else features) if self.r1 else torch.zeros(())
-        loss = hinge_critic(on_real, on_fake) + self.mismatch * (1 + wrong).relu().mean() + self.r1 * penalty
+        loss = critic.reduce(hinge(on_real, 1)) + critic.reduce(hinge(on_fake, -1)) + self.r1 * penalty
+        if self.mismatch:
+            loss = loss + self.mismatch * critic.reduce(hinge(wrong, -1))
         return loss, {
             "critic": loss.item(),
-            "real_logit": on_real.mean().item(),
-            "fake_logit": on_fake.mean().item(),
+            "real_logit": torch.cat(on_real, 1).mean().item(),
+            "fake_logit": torch.cat(on_fake, 1).mean().item(),
             "r1": penalty.item(),
         }

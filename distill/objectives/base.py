@@ -63,6 +63,8 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     null_states: torch.Tensor
     real: Callable[[int, StepRng], Batch]
     """``real(count, rng)`` draws captioned latents."""
+    negative_states: torch.Tensor | None = None
+    """States of the negative prompt (1, n, d), when the objective asks for one."""
     pairs: Callable[[int, StepRng], Pairs] | None = None
     """``pairs(count, rng)`` draws cached teacher pictures, when the objective asks for them."""
     descend: Descent = msgspec.field(default_factory=plain_descent)
@@ -101,6 +103,11 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     @property
     def wanted_pairs(self) -> PairSpec | None:
         """What to cache of the teacher before the training, if anything."""
+        return None
+
+    @property
+    def negative_prompt(self) -> str | None:
+        """A prompt for what pictures shall not be, when the objective wants its states."""
         return None
 
     @property

