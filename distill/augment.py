@@ -45,10 +45,15 @@ class Changes(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def draw_changes(kinds: tuple[Change, ...], count: int, rng: StepRng) -> Changes | None:
-    """Draw the changes of ``count`` pictures; None when there are no ``kinds``, and nothing is drawn then."""
+    """Draw the changes of ``count`` pictures; None when there are no ``kinds``, and nothing is drawn then.
+
+    Each picture has its own colours, shift and hole; the crop is one for the whole batch.
+    """
+    import torch
+
     if not kinds:
         return None
-    even = rng.uniform(count * 7).view(count, 7)
+    even = torch.stack([rng.uniform(count) for _ in range(7)], 1)
     cropped, top, left = (rng.shared.random() for _ in range(3))
     return Changes(
         kinds=kinds,

@@ -136,17 +136,6 @@ class Critic:
             self.heads.requires_grad_(True).train()
 
 
-def neighbours(rows: torch.Tensor) -> torch.Tensor:
-    """Return rows (b, d) with each in the place of the one beside it, as a batch in parts has them too.
-
-    Partners are (0, 1), (2, 3), ...; the last of an odd number takes the first row.
-    """
-    import torch
-
-    order = torch.arange(len(rows), device=rows.device) ^ 1
-    return rows[torch.where(order < len(rows), order, 0)]
-
-
 def _to_places(logits: torch.Tensor, places: int) -> torch.Tensor:
     import torch
 
@@ -161,6 +150,17 @@ def hinge(logits: Iterable[torch.Tensor], sign: int) -> list[torch.Tensor]:
         sign: 1 for pictures that are to be taken for real, -1 for the others.
     """
     return [(1 - sign * part).relu() for part in logits]
+
+
+def neighbours(rows: torch.Tensor) -> torch.Tensor:
+    """Return rows (b, d) with each in the place of the one beside it, as a batch in parts has them too.
+
+    Partners are (0, 1), (2, 3), ...; the last of an odd number takes the first row.
+    """
+    import torch
+
+    order = torch.arange(len(rows), device=rows.device) ^ 1
+    return rows[torch.where(order < len(rows), order, 0)]
 
 
 def r1(logits: list[torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:

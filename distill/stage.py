@@ -165,9 +165,8 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
     teacher = Denoiser(parent.load("unet").to(device), Schedule(parent.config("scheduler"), device))
     start = Checkpoint.open(config.student) if config.student else parent
     unet = config.objective.prepare(start.load("unet"))
-    student = Denoiser(
-        unet.requires_grad_(True).to(device), Schedule(student_scheduler(config, parent), device)
-    )
+    schedule = Schedule(student_scheduler(config, parent), device)
+    student = Denoiser(unet.requires_grad_(True).to(device), schedule)
     for network in (teacher.unet, student.unet):
         suit_attention(cast("UNet2DConditionModel", network))
     vae = cast("AutoencoderKL", parent.load("vae").to(device))

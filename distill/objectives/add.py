@@ -253,7 +253,7 @@ class Add(Objective, frozen=True, tag="add"):
 
         count, last = len(real.latents), self.last_timestep
         earlier = [t for t in self.timesteps if t < last] or [last]
-        choice = torch.tensor(earlier, device=rng.device)[rng.integers(0, len(earlier), count)]
+        choice = torch.tensor(earlier, device=real.latents.device)[rng.integers(0, len(earlier), count)]
         terminal = rng.uniform(count) < self.terminal_share
         t = torch.where(terminal, last, choice)
         eps = rng.normal(real.latents.shape)
