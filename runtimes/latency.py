@@ -26,6 +26,7 @@ from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.baseline import Optimum
 from flashbulb.runtimes.engines import AnyEngine, Eager
 from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.ratio import in_turns, ratio_interval
 from flashbulb.runtimes.records import LatencyRecord, SanityRecord, Verdict
 from flashbulb.runtimes.worker import Answer, Failed, Job, Loaded, Timed, Turn
 
@@ -256,6 +257,7 @@ def record(
     cpu = float(np.median(mine.cpu_ms))
     p50, p90, p99 = (float(v) for v in np.percentile(wall, (50, 90, 99)))
     ratio = p50 / float(np.median(theirs.wall_ms)) if theirs else None
+    spread = ratio_interval(*(in_turns(s.wall_ms, TURN) for s in (mine, theirs))) if theirs else None
     cpu_ratio = cpu / max(float(np.median(theirs.cpu_ms)), 1e-9) if theirs else None
     disturbed = mine.disturbed(job.threads)
     whole = target in ("generator", "pipeline") and not isinstance(job.engine, Eager | Optimum)
@@ -282,6 +284,7 @@ def record(
         disturbed_runs=disturbed,
         ratio_to_eager=ratio,
         cpu_ratio_to_eager=cpu_ratio,
+        ratio_interval=(spread.low, spread.high) if spread else None,
         baseline_rss_bytes=worker.loaded.baseline_rss_bytes,
         peak_rss_bytes=mine.peak_rss_bytes,
         artifact_bytes=artifact_bytes(bundle, job, target),

@@ -20,6 +20,7 @@ import msgspec
 
 SCHEMA_VERSION = 1
 Verdict = Literal["pass", "fail", "skip"]
+Decision = Literal["pass", "fail", "undecided"]
 Metric = Literal["snr_db", "psnr_db"]
 EngineName = Annotated[str, msgspec.Meta(min_length=1)]
 
@@ -141,6 +142,8 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """p50 over that of PyTorch eager, interleaved with this engine in the same run at the same threads."""
     cpu_ratio_to_eager: float | None
     """The same ratio of processor times, which other load on the machine disturbs least."""
+    ratio_interval: tuple[float, float] | None = None
+    """Bounds of the ratio to eager with 95 % confidence, from turns paired in time."""
     baseline_rss_bytes: int
     """Resident memory after importing the runtime, before loading the model."""
     peak_rss_bytes: int
@@ -151,6 +154,33 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """`pass` for a trustworthy figure within its budget; `fail` otherwise."""
     budget_ms: float | None = None
     """Largest p50 that passes, where the user gave one."""
+    sentence: str
+    """The same for people."""
+
+
+class RegressionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One quantity of a bundle against that of an earlier bundle."""
+
+    kind: Literal["slowdown", "db_drop"]
+    """Ratio of times, or loss of decibels."""
+    method: Literal["interleaved", "record"]
+    """`interleaved`: both bundles ran here in turns; `record`: the earlier one is only a report."""
+    engine: EngineName
+    """What ran."""
+    subject: str
+    """Target of the timing, or the compared quantity and tensor."""
+    value: float | None
+    """Measured ratio or loss; null where it could not be measured."""
+    low: float | None = None
+    """Lower bound of the ratio, 95 % confidence."""
+    high: float | None = None
+    """Upper bound of the ratio."""
+    limit: float
+    """Largest value that passes."""
+    turns: int = 0
+    """Pairs of turns that the interval comes from."""
+    verdict: Decision
+    """Judgement; `undecided` where the interval holds the limit, or there is nothing to compare with."""
     sentence: str
     """The same for people."""
 
@@ -191,11 +221,13 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Comparisons with the golden reference."""
     latency: tuple[LatencyRecord, ...] = ()
     """Timings."""
+    regression: tuple[RegressionRecord, ...] = ()
+    """Comparisons with an earlier bundle."""
 
     @property
-    def records(self) -> tuple[SanityRecord | ParityRecord | LatencyRecord, ...]:
+    def records(self) -> tuple[SanityRecord | ParityRecord | LatencyRecord | RegressionRecord, ...]:
         """All records, in the order of the gates."""
-        return (*self.sanity, *self.parity, *self.latency)
+        return (*self.sanity, *self.parity, *self.latency, *self.regression)
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -208,9 +240,14 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return tuple(r.sentence for r in self.records if r.verdict == "skip")
 
     @property
+    def undecided(self) -> tuple[str, ...]:
+        """The sentences of all comparisons that noise or a missing record left open."""
+        return tuple(r.sentence for r in self.records if r.verdict == "undecided")
+
+    @property
     def ok(self) -> bool:
-        """Whether something was judged and nothing failed; an empty report proves nothing."""
-        return not self.failures and any(r.verdict == "pass" for r in self.records)
+        """Whether something was judged, and all of it passed; an empty report proves nothing."""
+        return not self.failures and not self.undecided and any(r.verdict == "pass" for r in self.records)
 
 
 def merge(reports: Iterable[Report], command: Literal["check", "bench", "report"] = "report") -> Report:
@@ -234,6 +271,7 @@ def merge(reports: Iterable[Report], command: Literal["check", "bench", "report"
         sanity=tuple(s for r in found for s in r.sanity),
         parity=tuple(p for r in found for p in r.parity),
         latency=tuple(item for r in found for item in r.latency),
+        regression=tuple(item for r in found for item in r.regression),
     )
 
 

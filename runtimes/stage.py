@@ -22,6 +22,7 @@ from flashbulb.runtimes.records import (
     BundleIdentity,
     LatencyRecord,
     ParityRecord,
+    RegressionRecord,
     Report,
     SanityRecord,
     host,
@@ -30,13 +31,15 @@ from flashbulb.runtimes.records import (
     usable_cores,
     write_report,
 )
+from flashbulb.runtimes.regression import Limits, open_baseline
+from flashbulb.runtimes.summary import markdown, publish
 
 log = logging.getLogger(__name__)
 
 EngineWord = Literal["eager", "ort", "executorch", "coreml"]
 OnStep = Callable[[int, int, str], None]
 """Called as ``on_step(done, total, what)`` before each part of the work."""
-Record = SanityRecord | ParityRecord | LatencyRecord
+Record = SanityRecord | ParityRecord | LatencyRecord | RegressionRecord
 Threads = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -71,9 +74,19 @@ class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     engine: EngineWord | None = None
     """What to check; by default everything that the bundle serves, and the eager reference."""
     threads: Threads = 0
-    """Threads; 0 takes all cores."""
+    """Threads; 0 takes all cores, and one where a slowdown is timed."""
     checkpoint: str | None = None
     """For the eager engine: where the checkpoint is, if not where it was at export."""
+    baseline: str | None = None
+    """An earlier bundle, or only its report as JSON, that this one must not fall behind."""
+    max_slowdown: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Fail when a picture takes more than this many times the baseline's time, as 1.1."""
+    max_db_drop: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    """Fail when a parity lost more than this many decibels against the baseline, as 1."""
+    seconds: Annotated[float, msgspec.Meta(gt=0)] = 60.0
+    """Longest time to settle one slowdown; what is open then is undecided, which is no pass."""
+    summary: str | None = None
+    """Write the report here as Markdown, and append it to $GITHUB_STEP_SUMMARY where that is set."""
     out: str | None = None
     """Write the report here as JSON."""
 
@@ -131,16 +144,24 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
         EngineError: when a named engine cannot run here or has nothing in the bundle.
     """
     bundle = read_bundle(config.bundle)
+    baseline = open_baseline(config.baseline, _limits(config))
     records: list[Record] = []
     chosen = _engines(bundle, config.engine, config.checkpoint, records)
     engines = [variant for engine in chosen for variant in engine.variants(bundle)]
-    _say(on_step, 0, len(engines) + 1, "files, tokenizer, noise, constants")
+    total = len(engines) + 1 + (baseline is not None)
+    _say(on_step, 0, total, "files, tokenizer, noise, constants")
     records += bundle_gates(bundle)
     sound = not any(isinstance(r, SanityRecord) and (r.gate, r.verdict) == ("files", "fail") for r in records)
     for index, engine in enumerate(engines if sound else []):
-        _say(on_step, index + 1, len(engines) + 1, engine.label)
+        _say(on_step, index + 1, total, engine.label)
         records += engine_gates(bundle, engine, _threads(config.threads))
-    return _report("check", bundle, records, config.out)
+    if baseline and sound:
+        _say(on_step, total - 1, total, f"against {config.baseline}")
+        records += baseline.compare(bundle, chosen, records)
+    report = _report("check", bundle, records, config.out)
+    if config.summary:
+        publish(markdown(report), Path(config.summary))
+    return report
 
 
 def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
@@ -228,6 +249,17 @@ def _engines(
     return found
 
 
+def _limits(config: CheckConfig) -> Limits:
+    return Limits(
+        max_slowdown=config.max_slowdown,
+        max_db_drop=config.max_db_drop,
+        seconds=config.seconds,
+        threads=config.threads or 1,
+        checkpoint=config.checkpoint,
+        narrowed=config.engine is not None,
+    )
+
+
 def _reference(bundle: Bundle, checkpoint: str | None, records: list[Record]) -> Eager | None:
     """Return the eager engine, or record that the ratios will be missing."""
     eager = Eager(checkpoint=checkpoint)
@@ -254,6 +286,7 @@ def _report(
         sanity=tuple(r for r in found if isinstance(r, SanityRecord)),
         parity=tuple(r for r in found if isinstance(r, ParityRecord)),
         latency=tuple(r for r in found if isinstance(r, LatencyRecord)),
+        regression=tuple(r for r in found if isinstance(r, RegressionRecord)),
     )
     if out:
         write_report(report, Path(out))

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flashbulb.runtimes.records import LatencyRecord, ParityRecord, Report, SanityRecord
+from flashbulb.runtimes.records import LatencyRecord, ParityRecord, RegressionRecord, Report, SanityRecord
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
 """GitHub's runner names a file here, and shows what is appended to it."""
@@ -24,9 +24,11 @@ def markdown(report: Report) -> str:
         f"## flashbulb {report.command}: {verdict(report)}",
         about(report),
         sentences("Failed", "fail", report.failures),
+        sentences("Undecided, which is not passed", "undecided", report.undecided),
         parity(report.parity),
         sanity(report.sanity),
         latency(report.latency),
+        regression(report.regression),
         sentences("Not judged here", "skip", report.skipped),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -54,7 +56,10 @@ def verdict(report: Report) -> str:
     """Say in a few words what came out."""
     if report.ok:
         return "passed"
-    return f"{len(report.failures)} failed" if report.failures else "nothing could be judged"
+    if not report.failures and not report.undecided:
+        return "nothing could be judged"
+    counts = {"failed": len(report.failures), "undecided": len(report.undecided)}
+    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def about(report: Report) -> str:
@@ -136,6 +141,24 @@ def latency(records: Sequence[LatencyRecord]) -> str:
         for r in records
     ]
     return table("Latency", ("engine", "target", "threads", "p50 ms", "p90 ms", "of eager", ""), rows)
+
+
+def regression(records: Sequence[RegressionRecord]) -> str:
+    """One row per comparison with the baseline."""
+    rows = [
+        (
+            r.engine,
+            r.subject,
+            {"slowdown": "times the baseline's time", "db_drop": "dB lost"}[r.kind],
+            "-" if r.value is None else f"{r.value:.3f}",
+            "-" if r.low is None or r.high is None else f"{r.low:.3f} to {r.high:.3f}",
+            f"{r.limit:g}",
+            MARKS[r.verdict],
+        )
+        for r in records
+    ]
+    columns = ("engine", "what", "in", "value", "95 % interval", "allowed", "")
+    return table("Against the baseline", columns, rows)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

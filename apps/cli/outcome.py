@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from flashbulb.export.doctor import Diagnosis
     from flashbulb.runtimes.records import Report
 
-MARKS = {"pass": "[green]pass[/]", "fail": "[bold red]FAIL[/]", "skip": "[yellow]skip[/]"}
+MARKS = {
+    "pass": "[green]pass[/]",
+    "fail": "[bold red]FAIL[/]",
+    "skip": "[yellow]skip[/]",
+    "undecided": "[bold yellow]undecided[/]",
+}
 
 
 def show(result: Any) -> int:
@@ -41,7 +46,12 @@ def show(result: Any) -> int:
 
 def show_report(report: Report) -> int:
     """Print the tables of a report and what failed in it."""
-    for table in (sanity_table(report), parity_table(report), latency_table(report)):
+    for table in (
+        sanity_table(report),
+        parity_table(report),
+        latency_table(report),
+        regression_table(report),
+    ):
         if table.row_count:
             console.out.print(table)
     for sentence in report.skipped:
@@ -51,7 +61,11 @@ def show_report(report: Report) -> int:
     if report.ok:
         console.out.print(f"{report.command}: passed", style="green")
         return DONE
-    if not report.failures:
+    for sentence in report.undecided:
+        console.complain(sentence)
+    if report.undecided:
+        console.complain(f"{report.command}: {len(report.undecided)} undecided, and undecided is not passed")
+    elif not report.failures:
         console.complain(f"{report.command}: nothing could be judged, and nothing is no proof")
     return NUMBERS_FAIL
 
@@ -112,6 +126,16 @@ def latency_table(report: Report) -> Table:
         times = (r.load_ms, r.first_ms, r.p50_ms, r.p90_ms, r.p99_ms, r.peak_rss_bytes / 1e6)
         ratio = _number(r.ratio_to_eager)
         table.add_row(r.engine, r.target, *(_brief(value) for value in times), ratio, MARKS[r.verdict])
+    return table
+
+
+def regression_table(report: Report) -> Table:
+    """Return the comparisons with the baseline as a table."""
+    table = _table("against the baseline", ("engine", "target", "low", "value", "high", "limit", "verdict"))
+    for r in report.regression:
+        unit = " dB" if r.kind == "db_drop" else " x"
+        numbers = (_number(v) for v in (r.low, r.value, r.high))
+        table.add_row(r.engine, r.subject, *numbers, f"{r.limit:g}{unit}", MARKS[r.verdict])
     return table
 
 

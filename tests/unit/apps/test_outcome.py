@@ -10,7 +10,7 @@ import pytest
 
 from flashbulb.apps.cli import outcome
 from flashbulb.export.doctor import Diagnosis, Finding
-from flashbulb.runtimes.records import ParityRecord, Report, SanityRecord, host, now
+from flashbulb.runtimes.records import ParityRecord, RegressionRecord, Report, SanityRecord, host, now
 
 
 def parity(verdict: Any, snr_db: float | None, *, case: int = 0) -> ParityRecord:
@@ -48,6 +48,22 @@ def test_what_was_skipped_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     skipped = SanityRecord(gate="engine", engine="coreml", verdict="skip", sentence="coreml: needs macOS")
     assert outcome.show(report(parity("pass", None), sanity=(skipped,))) == 0
     assert "skipped: coreml: needs macOS" in capsys.readouterr().err
+
+
+def test_undecided_is_not_passed_and_has_its_own_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    open_ = RegressionRecord(
+        kind="slowdown", method="record", engine="ort", subject="generator", value=1.08, low=1.0, high=1.2,
+        limit=1.1, turns=48, verdict="undecided", sentence="undecided: ort generator: 1.08 times",
+    )  # fmt: skip
+    found = msgspec.structs.replace(report(parity("pass", 80.0)), regression=(open_,))
+    assert outcome.show(found) == 1
+    shown = capsys.readouterr()
+    assert "undecided: ort generator: 1.08 times" in shown.err
+    assert "1 undecided, and undecided is not passed" in shown.err
+    assert "check: passed" not in shown.out
+    assert "1.1 x" in shown.out
+    decided = msgspec.structs.replace(open_, verdict="pass")
+    assert outcome.show(msgspec.structs.replace(found, regression=(decided,))) == 0
 
 
 @pytest.mark.parametrize(("severity", "code"), [("error", 1), ("warning", 0)])

@@ -15,8 +15,8 @@ from flashbulb.runtimes.summary import MOST_BYTES, escape, markdown, publish, sh
 def parity(**changes: Any) -> ParityRecord:
     fields: dict[str, Any] = {
         "engine": "ort", "precision": "float32", "quantity": "unet", "tensor": "out", "case": 0,
-        "prompt": "p", "seed": 0, "metric": "snr_db", "threshold_db": 60.0, "snr_db": 80.0, "max_abs": 1e-3, "exact": False,
-        "finite": True, "verdict": "pass", "sentence": "fine",
+        "prompt": "p", "seed": 0, "metric": "snr_db", "threshold_db": 60.0, "snr_db": 80.0,
+        "max_abs": 1e-3, "exact": False, "finite": True, "verdict": "pass", "sentence": "fine",
     }  # fmt: skip
     return ParityRecord(**(fields | changes))
 
