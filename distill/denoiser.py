@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from flashbulb.distill.guidance import embed_scale
 from flashbulb.distill.precision import autocast
 from flashbulb.distill.schedule import PredictionType, alphas_cumprod
+from flashbulb.distill.text import added_width, split_states
 
 if TYPE_CHECKING:
     import torch
@@ -95,7 +96,9 @@ class Denoiser:
 
     def __init__(self, unet: torch.nn.Module, schedule: Schedule) -> None:
         self.unet, self.schedule = unet, schedule
-        self.scale_width = int(getattr(unet, "config", {}).get("time_cond_proj_dim") or 0)
+        config = getattr(unet, "config", {})
+        self.scale_width = int(config.get("time_cond_proj_dim") or 0)
+        self.added_width = added_width(config)
 
     def __call__(
         self,
@@ -125,14 +128,22 @@ class Denoiser:
             if self.scale_width:
                 scale = torch.as_tensor(guidance, dtype=torch.float32, device=z.device).expand(len(z))
                 embedding = embed_scale(scale, self.scale_width)
-                out = self.unet(z, t, states, timestep_cond=embedding).sample.float()
+                out = self._run(z, t, states, timestep_cond=embedding)
                 return self.schedule.to_x0(z, out, t)
             if not isinstance(guidance, torch.Tensor) and guidance == 1.0:
-                return self.schedule.to_x0(z, self.unet(z, t, states).sample.float(), t)
+                return self.schedule.to_x0(z, self._run(z, t, states), t)
             if null_states is None:
                 raise ValueError(f"guidance {guidance} wants the states of the empty prompt, got none")
             both = torch.cat([states, null_states.expand_as(states)])
-            out = self.unet(torch.cat([z, z]), torch.cat([t, t]), both).sample.float()
+            out = self._run(torch.cat([z, z]), torch.cat([t, t]), both)
         conditional, null = out.chunk(2)
         scale = torch.as_tensor(guidance, dtype=torch.float32, device=z.device).view(-1, 1, 1, 1)
         return self.schedule.to_x0(z, null + scale * (conditional - null), t)
+
+    def _run(self, z: torch.Tensor, t: torch.Tensor, states: torch.Tensor, **told: Any) -> torch.Tensor:
+        """Run the network once: the text where it attends, what rides along where it is added to the time."""
+        hidden, added = split_states(states, self.added_width)
+        if added:
+            told["added_cond_kwargs"] = added
+        out: torch.Tensor = self.unet(z, t, hidden, **told).sample.float()
+        return out

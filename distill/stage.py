@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
-from flashbulb.distill.checkpoint import Checkpoint, CheckpointError
+from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.objectives.base import Batch, Pairs, PairSpec, World
 from flashbulb.distill.precision import autocast
 from flashbulb.distill.schedule import ending_at
+from flashbulb.distill.text import null_states, text_function, token_ids
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +68,7 @@ def run(config: DistillConfig, *, on_step: OnStep | None = None) -> Path:
     from flashbulb.distill.distributed import launch
 
     for source in filter(None, (config.teacher, config.student)):
-        if Checkpoint.open(source).is_sdxl:
-            raise CheckpointError("distilling SDXL checkpoints is not supported yet; export and check are")
+        Checkpoint.open(source)  # what cannot be opened is said before anything is written
     out = Path(config.out)
     if Rank.current().index == 0:
         _claim(out, config)
@@ -172,7 +172,7 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
     vae = cast("AutoencoderKL", parent.load("vae").to(device))
     encode = text_function(parent, device)
     source = open_source(config.data, parent.image_size)
-    null_states = encode(token_ids(parent, [""]))[0]
+    null = null_states(parent, encode)
     unwanted = config.objective.negative_prompt
     negative_states = None if unwanted is None else encode(token_ids(parent, [unwanted]))[0]
 
@@ -184,12 +184,12 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
 
     pairs = None
     if (wanted := config.objective.wanted_pairs) is not None:
-        pairs = make_pairs(config, wanted, parent, teacher, encode, source, null_states, rank)
+        pairs = make_pairs(config, wanted, parent, teacher, encode, source, null, rank)
     return World(
         student=student,
         teacher=teacher,
         vae=vae,
-        null_states=null_states,
+        null_states=null,
         negative_states=negative_states,
         real=real,
         pairs=pairs,
@@ -202,28 +202,6 @@ def student_scheduler(config: DistillConfig, parent: Checkpoint) -> dict[str, An
     start = Checkpoint.open(config.student) if config.student else parent
     own = {"trained_betas": None} | start.config("scheduler")
     return ending_at(own, config.objective.last_timestep)
-
-
-def token_ids(checkpoint: Checkpoint, prompts: list[str]) -> torch.Tensor:
-    """Return the padded token ids (b, n) of prompts."""
-    tokens = checkpoint.tokenizer()(
-        prompts, padding="max_length", truncation=True, max_length=checkpoint.text_length, return_tensors="pt"
-    )
-    return tokens.input_ids
-
-
-def text_function(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Any:
-    """Return ``encode(ids) -> (states (b, n, d), pooled (b, d))`` over the frozen text encoder."""
-    import torch
-
-    model = checkpoint.load("text_encoder").to(device)
-
-    def encode(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.no_grad():
-            out = model(ids.to(device))
-        return out.last_hidden_state, out.pooler_output
-
-    return encode
 
 
 def to_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
@@ -243,7 +221,7 @@ def make_pairs(
     teacher: Any,
     encode: Any,
     source: Any,
-    null_states: torch.Tensor,
+    null: torch.Tensor,
     rank: Rank,
 ) -> Any:
     """Cache the teacher pictures that the objective wants; return the function that draws from them."""
@@ -263,7 +241,7 @@ def make_pairs(
         wanted.count,
         teacher=teacher,
         prompts=prompts,
-        null_states=null_states,
+        null_states=null,
         shape=parent.latent_shape,
         steps=wanted.steps,
         guidance=wanted.guidance,
@@ -275,7 +253,7 @@ def make_pairs(
     ids, noise, endpoint = load_pairs(folder, wanted.count)
 
     def draw(count: int, rng: StepRng) -> Pairs:
-        rows, device = rng.integers(0, len(noise), count).cpu(), null_states.device
+        rows, device = rng.integers(0, len(noise), count).cpu(), null.device
         return Pairs(
             noise=noise[rows].to(device), endpoint=endpoint[rows].to(device), states=encode(ids[rows])[0]
         )

@@ -117,13 +117,13 @@ def draw_pictures(
 
     from flashbulb.distill.denoiser import Denoiser, Schedule
     from flashbulb.distill.samplers import SAMPLERS
-    from flashbulb.distill.stage import text_function, token_ids
+    from flashbulb.distill.text import null_states, text_function, token_ids
     from flashbulb.distill.timesteps import choose_timesteps
 
     denoiser = Denoiser(checkpoint.load("unet"), Schedule(checkpoint.config("scheduler")))
     vae: Any = checkpoint.load("vae")
     encode, scale = text_function(checkpoint), checkpoint.config("vae").get("scaling_factor") or 1.0
-    null_states, pictures = encode(token_ids(checkpoint, [""]))[0], []
+    null, pictures = null_states(checkpoint, encode), []
     generator = torch.Generator().manual_seed(seed)
     sample = SAMPLERS[config.sampler]
     timesteps = choose_timesteps(config.timesteps, config.steps, denoiser.schedule)
@@ -137,7 +137,7 @@ def draw_pictures(
                 states,
                 timesteps,
                 guidance=config.guidance,
-                null_states=null_states,
+                null_states=null,
                 generator=generator,
             )
             pictures.append(vae.decode(x0 / scale).sample.clamp(-1, 1))

@@ -72,10 +72,11 @@ def test_another_configuration_in_the_same_folder_is_refused(tiny_sticker, tmp_p
         _claim(tmp_path, DistillConfig(teacher="embedded:teacher"))
 
 
-def test_sdxl_is_refused_before_anything_is_written(tiny_sdxl, tmp_path):
+def test_a_wrong_teacher_is_refused_before_anything_is_written(tmp_path):
     from flashbulb.distill.checkpoint import CheckpointError
     from flashbulb.distill.stage import DistillConfig, run
 
-    with pytest.raises(CheckpointError, match="SDXL"):
-        run(DistillConfig(teacher=str(tiny_sdxl), out=str(tmp_path / "run")))
+    for wrong in ({"teacher": str(tmp_path)}, {"student": str(tmp_path)}):
+        with pytest.raises(CheckpointError, match=r"model_index\.json"):
+            run(DistillConfig(out=str(tmp_path / "run"), **wrong))
     assert not (tmp_path / "run").exists()

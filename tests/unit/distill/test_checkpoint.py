@@ -120,7 +120,8 @@ def test_a_student_draws_its_x0_in_one_step_of_any_pipeline(tiny_sd, tmp_path):
     from diffusers import DiffusionPipeline
 
     from flashbulb.distill.denoiser import Denoiser, Schedule
-    from flashbulb.distill.stage import ONE_STEP_SCHEDULER, text_function, token_ids
+    from flashbulb.distill.stage import ONE_STEP_SCHEDULER
+    from flashbulb.distill.text import text_function, token_ids
 
     parent = Checkpoint.open(tiny_sd)
     student = parent.derive(tmp_path / "student", stage="test", config={}, scheduler=ONE_STEP_SCHEDULER)
