@@ -11,6 +11,8 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from flashbulb.distill.data.order import Turn
+
 if TYPE_CHECKING:
     import torch
 
@@ -35,7 +37,8 @@ class StepRng:
 
         if not 0 <= part < parts:
             raise ValueError(f"wanted a part in 0..{parts - 1}, got {part}")
-        self.part, self.parts, self.device = part, parts, device
+        self.seed, self.step, self.part, self.parts, self.device = seed, step, part, parts, device
+        self._lines = 0
         key = (seed * STEPS + step) * PARTS
         self._whole = torch.Generator().manual_seed(key)
         self.shared = random.Random(key)
@@ -72,9 +75,14 @@ class StepRng:
             row.normal_(generator=generator.manual_seed(seed))
         return rows.to(self.device)
 
-    def each(self, count: int) -> list[random.Random]:
-        """Return one Python generator for each of ``count`` rows."""
-        return [random.Random(seed) for seed in self._seeds(count)]
+    def each(self, count: int) -> list[Turn]:
+        """Return one Python generator for each of ``count`` rows; each knows its place in line."""
+        first, total = self.part * count, self.parts * count
+        line, self._lines = self._lines, self._lines + 1
+        return [
+            Turn(key, seed=self.seed, step=self.step, part=first + row, parts=total, stream=line)
+            for row, key in enumerate(self._seeds(count))
+        ]
 
     def _seeds(self, count: int) -> list[int]:
         import torch

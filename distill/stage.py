@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import msgspec
 
 from flashbulb.distill.checkpoint import Checkpoint
+from flashbulb.distill.data.base import DataOptions
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
@@ -45,7 +46,9 @@ class DistillConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     student: str = ""
     """Checkpoint whose UNet the student starts from; default: the teacher's."""
     data: str = "embedded"
-    """Captioned pictures: 'embedded' or a folder with metadata.jsonl."""
+    """Captioned pictures: 'embedded', a folder of them, shards.tar, tables.parquet or hub:owner/name."""
+    data_options: DataOptions = DataOptions()
+    """How pictures of your own are found and prepared."""
     out: str = "runs/distill"
     """Run folder; the student is written to ``OUT/student``."""
     processes: Annotated[int, msgspec.Meta(gt=0)] = 2
@@ -156,8 +159,6 @@ class Evaluations:
 
 def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: Descent) -> World:
     """Load the networks and prepare the data of a distillation."""
-    import torch
-
     from flashbulb.distill.data.captioned import open_source
     from flashbulb.distill.denoiser import Denoiser, Schedule, suit_attention
 
@@ -171,16 +172,15 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
         suit_attention(cast("UNet2DConditionModel", network))
     vae = cast("AutoencoderKL", parent.load("vae").to(device))
     encode = text_function(parent, device)
-    source = open_source(config.data, parent.image_size)
+    source = open_source(config.data, parent.image_size, config.data_options)
     null = null_states(parent, encode)
     unwanted = config.objective.negative_prompt
     negative_states = None if unwanted is None else encode(token_ids(parent, [unwanted]))[0]
 
     def real(count: int, rng: StepRng) -> Batch:
-        drawn = [source.draw(1, own) for own in rng.each(count)]
-        pictures = torch.cat([picture for picture, _ in drawn]).to(device)
-        states, pooled = encode(token_ids(parent, [caption for _, (caption,) in drawn]))
-        return Batch(latents=to_latents(vae, pictures), states=states, pooled=pooled)
+        pictures, captions = source.draw_each(rng.each(count))
+        states, pooled = encode(token_ids(parent, captions))
+        return Batch(latents=to_latents(vae, pictures.to(device)), states=states, pooled=pooled)
 
     pairs = None
     if (wanted := config.objective.wanted_pairs) is not None:
@@ -230,10 +230,12 @@ def make_pairs(
     from flashbulb.distill.pairs import CHUNK, cache_pairs, load_pairs
 
     key = f"{parent.sha256()}/{config.data}/{wanted.steps}/{wanted.guidance}"
+    if config.data_options != DataOptions():
+        key += f"/{config.data_options.split}/{config.data_options.caption}"
     folder = Path(config.out).parent / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
     def prompts(chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = token_ids(parent, source.draw(CHUNK, random.Random(chunk))[1])
+        ids = token_ids(parent, source.captions(CHUNK, random.Random(chunk)))
         return ids, encode(ids)[0]
 
     cache_pairs(

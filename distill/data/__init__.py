@@ -1,1 +1,1 @@
-"""Captioned pictures to train on."""
+"""Captioned pictures to train on: one file for each place that they come from."""

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from flashbulb.distill.data.words import BACKGROUNDS, ICONIC, caption
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
 Split = Literal["train", "combination", "unseen"]
@@ -77,6 +79,6 @@ def draw(pool: list[Sticker], batch: int, rng: random.Random) -> tuple[list[Stic
     return rng.choices(pool, k=batch), rng.choices(list(BACKGROUNDS), k=batch)
 
 
-def draw_each(pool: list[Sticker], rngs: list[random.Random]) -> tuple[list[Sticker], list[str]]:
+def draw_each(pool: list[Sticker], rngs: Sequence[random.Random]) -> tuple[list[Sticker], list[str]]:
     """Draw one sticker with a background colour from each generator."""
     return [rng.choice(pool) for rng in rngs], [rng.choice(list(BACKGROUNDS)) for rng in rngs]
