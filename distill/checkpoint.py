@@ -70,6 +70,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.pixels: int | None = None
         self.index: dict[str, Any] = _read_json(path / "model_index.json")
         self.lineage = _read_lineage(path)
 
@@ -88,6 +89,22 @@ class Checkpoint:
         _validate(path)
         return cls(path.resolve())
 
+    def sized(self, pixels: int | None) -> Checkpoint:
+        """Return a handle on the same folder that draws ``pixels`` high and wide; None keeps its own size.
+
+        Denoisers and decoders are convolutions and attention, so their weights serve any size.
+
+        Raises:
+            CheckpointError: for a size that the decoder or the UNet cannot halve as often as they must.
+        """
+        other = Checkpoint(self.path)
+        if pixels is not None:
+            step = self._scale * 2 ** (len(self.config("unet")["block_out_channels"]) - 1)
+            if pixels < step or pixels % step:
+                raise CheckpointError(f"wanted an image size that {step} divides, got {pixels}")
+            other.pixels = pixels
+        return other
+
     @property
     def is_sdxl(self) -> bool:
         """Tell whether the checkpoint has a second text encoder."""
@@ -97,16 +114,20 @@ class Checkpoint:
     def latent_shape(self) -> tuple[int, int, int]:
         """The latent of one image as (channels, height, width)."""
         unet = self.config("unet")
-        size = unet["sample_size"]
+        size = unet["sample_size"] if self.pixels is None else self.pixels // self._scale
         height, width = (size, size) if isinstance(size, int) else size
         return int(unet["in_channels"]), int(height), int(width)
 
     @property
     def image_size(self) -> int:
         """Height (= width) of the decoded picture in pixels."""
+        return int(self.latent_shape[1] * self._scale)
+
+    @property
+    def _scale(self) -> int:
+        """Pixels that one latent becomes."""
         vae = self.config("vae")
-        stages = len(vae.get("block_out_channels") or vae["decoder_block_out_channels"])
-        return int(self.latent_shape[1] * 2 ** (stages - 1))
+        return int(2 ** (len(vae.get("block_out_channels") or vae["decoder_block_out_channels"]) - 1))
 
     @property
     def text_length(self) -> int:

@@ -49,6 +49,8 @@ class DistillConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Captioned pictures: 'embedded', a folder of them, shards.tar, tables.parquet or hub:owner/name."""
     data_options: DataOptions = DataOptions()
     """How pictures of your own are found and prepared."""
+    image_size: Annotated[int, msgspec.Meta(gt=0)] | None = None
+    """Pixels of the pictures, and of what the student draws; default: as the teacher."""
     out: str = "runs/distill"
     """Run folder; the student is written to ``OUT/student``."""
     processes: Annotated[int, msgspec.Meta(gt=0)] = 2
@@ -110,7 +112,8 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
 
     descend = Descent(config.loop)
     torch.manual_seed(config.loop.seed)
-    rank, out, parent = Rank.current(), Path(config.out), Checkpoint.open(config.teacher)
+    rank, out = Rank.current(), Path(config.out)
+    parent = Checkpoint.open(config.teacher).sized(config.image_size)
     world = make_world(config, parent, rank, descend)
     learner = config.objective.learner(world, batch=descend.batch, steps=config.loop.steps)
     state = State(learner.modules, learner.optimizers, averaged=("student",))
@@ -166,6 +169,8 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
     teacher = Denoiser(parent.load("unet").to(device), Schedule(parent.config("scheduler"), device))
     start = Checkpoint.open(config.student) if config.student else parent
     unet = config.objective.prepare(start.load("unet"))
+    if config.image_size is not None:
+        cast("UNet2DConditionModel", unet).register_to_config(sample_size=parent.latent_shape[1])
     schedule = Schedule(student_scheduler(config, parent), device)
     student = Denoiser(unet.requires_grad_(True).to(device), schedule)
     for network in (teacher.unet, student.unet):
@@ -229,7 +234,7 @@ def make_pairs(
 
     from flashbulb.distill.pairs import CHUNK, cache_pairs, load_pairs
 
-    key = f"{parent.sha256()}/{config.data}/{wanted.steps}/{wanted.guidance}"
+    key = f"{parent.sha256()}/{config.data}/{wanted.steps}/{wanted.guidance}/{parent.image_size}"
     if config.data_options != DataOptions():
         key += f"/{config.data_options.split}/{config.data_options.caption}"
     folder = Path(config.out).parent / f"pairs-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
