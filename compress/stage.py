@@ -27,6 +27,7 @@ from flashbulb.compress.methods.channels import ChannelPrune
 from flashbulb.compress.selection import Choice, Layer, choose
 from flashbulb.compress.sensitivity import Probe, Response
 from flashbulb.distill.checkpoint import Checkpoint, replace_folder, stored_dtype
+from flashbulb.distill.guidance import fold_scale
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +53,9 @@ class CompressConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """A diffusers folder, a Hub id, embedded:teacher or embedded:student."""
     out: str = "runs/compress"
     """The new checkpoint folder."""
+    guidance: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    """For a UNet that takes the guidance scale as an input (guided-1, guided-2, lcm): the scale g that it
+    keeps. It becomes a bias, and the result a UNet like any other, which can be exported."""
     prune: ChannelPrune | None = None
     """Remove channels of the UNet first; quality needs training afterwards, so off by default."""
     default: AnyMethod | None = Palettize(bits=6)
@@ -86,6 +90,8 @@ def run(config: CompressConfig, *, on_step: OnStep | None = None) -> Path:
     parent = Checkpoint.open(config.checkpoint)
     modules = {component: parent.load(FOLDERS[component]) for component in parent.components()}
     touched: set[str] = set()
+    if fold_guidance(config, modules):
+        touched.add("unet")
     # 2. remove channels
     probe = Probe(parent, modules, config.prompts, config.seed)
     metrics: dict[str, float | int | str] = {}
@@ -111,6 +117,24 @@ def run(config: CompressConfig, *, on_step: OnStep | None = None) -> Path:
     touched |= {split_key(key)[0] for key in kept}
     _place(kept, modules)
     return _write(config, parent, {c: modules[c] for c in touched}, kept, responses, metrics)
+
+
+def fold_guidance(config: CompressConfig, modules: dict[str, torch.nn.Module]) -> bool:
+    """Put a UNet with its guidance scale folded in into ``modules``, if one is asked for.
+
+    Raises:
+        ValueError: when the UNet takes a scale and none is given, or the other way round.
+    """
+    takes = modules["unet"].config["time_cond_proj_dim"] is not None  # type: ignore[index]
+    if takes and config.guidance is None:
+        raise ValueError(
+            f"{config.checkpoint} takes the guidance scale as an input, which no phone program here has: "
+            "give the one to keep, such as guidance: 3.0"
+        )
+    if config.guidance is None:
+        return False
+    modules["unet"] = fold_scale(modules["unet"], config.guidance)
+    return True
 
 
 def list_layers(modules: Mapping[str, torch.nn.Module]) -> list[Layer]:

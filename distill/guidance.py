@@ -65,3 +65,33 @@ def with_scale_input(unet: torch.nn.Module) -> torch.nn.Module:
         raise ValueError(f"wanted the UNet's own weights and one more, got {missing} and {unexpected}")
     torch.nn.init.zeros_(wider.time_embedding.cond_proj.weight)
     return wider.requires_grad_(next(unet.parameters()).requires_grad)
+
+
+def fold_scale(unet: torch.nn.Module, scale: float) -> torch.nn.Module:
+    """Return the UNet without its input for the guidance scale, which is g from now on; the given one stays.
+
+    The embedding e of the scale enters the time embedding's first layer as ``W (t + C e) + b``, so a fixed
+    one is a constant of its bias: ``W t + (W C e + b)``.
+
+    Raises:
+        ValueError: for a network without that input, or a scale below 1.
+    """
+    import torch
+
+    settings = cast("UNet2DConditionModel", unet).config
+    width = int(settings["time_cond_proj_dim"] or 0)
+    if not width or scale < 1:
+        raise ValueError(
+            "wanted a network with an input for the guidance scale (time_cond_proj_dim, as guided-1 or lcm "
+            f"make it) and a scale of at least 1; got an input {width} wide and the scale {scale}"
+        )
+    config = {k: v for k, v in settings.items() if not k.startswith("_")}
+    state = dict(unet.state_dict())
+    inward = state.pop("time_embedding.cond_proj.weight").double()
+    first, bias = (state[f"time_embedding.linear_1.{name}"] for name in ("weight", "bias"))
+    shift = first.double() @ (inward @ embed_scale(torch.tensor([scale]), width)[0].double())
+    state["time_embedding.linear_1.bias"] = (bias.double() + shift).to(bias.dtype)
+    folded = type(unet).from_config(config | {"time_cond_proj_dim": None})  # type: ignore[attr-defined]
+    folded.load_state_dict(state)
+    made: torch.nn.Module = folded.to(bias.dtype).train(unet.training)
+    return made.requires_grad_(next(unet.parameters()).requires_grad)

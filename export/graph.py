@@ -148,6 +148,10 @@ class OneTimestepUnet(UnetBody):
         return self.body(sample, hidden, self.unet.add_embedding(pooled) if self.sdxl else None)
 
 
+REMEDIES = {"time_cond_proj_dim": "fix its guidance scale with `flashbulb compress --guidance 3.0`"}
+"""What makes a UNet fit that the contract has no input for."""
+
+
 def _check_unet(config: Any) -> None:
     """Refuse conditionings that the fixed contract has no input for."""
     wanted = {
@@ -164,7 +168,7 @@ def _check_unet(config: Any) -> None:
         got = getattr(config, name, None)
         if got not in known:
             raise UnsupportedModel(
-                f"wanted {name} in {known}, got {got!r}; this UNet has no one-step form here"
+                f"wanted {name} in {known}, got {got!r}; {REMEDIES.get(name, 'it has no one-step form here')}"
             )
 
 
