@@ -21,6 +21,8 @@ class Command(NamedTuple):
     """``module:name`` of the function that takes it."""
     positional: str | None = None
     """Field that the bare argument fills, or `RECIPE`."""
+    recipes_of: str | None = None
+    """Word whose shipped recipes the command takes, if not its own."""
 
     @property
     def usage(self) -> str:
@@ -49,6 +51,14 @@ COMMANDS = (
         "flashbulb.distill.stage:DistillConfig",
         "flashbulb.distill.stage:run",
         RECIPE,
+    ),
+    Command(
+        "cost",
+        "measure what a step of a distillation costs, part by part",
+        "flashbulb.distill.cost:CostConfig",
+        "flashbulb.distill.cost:run",
+        RECIPE,
+        "distill",
     ),
     Command(
         "compress",

@@ -62,7 +62,7 @@ def configure(command: Command, words: list[str]) -> msgspec.Struct:
     if command.positional == RECIPE or command.word == "make":
         recipe, words = _recipe(bare, words)
         if recipe is None or not recipe.exists():
-            name = command.word if recipe is None else f"{command.word}-{recipe}"
+            name = command.word if recipe is None else f"{command.recipes_of or command.word}-{recipe}"
             recipe = _shipped_recipe(name) or recipe
         default = arguments.read_recipe(recipe, config) if recipe else arguments.blank(config)
     else:

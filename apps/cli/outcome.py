@@ -14,6 +14,7 @@ from flashbulb.apps.cli.commands import DONE, NUMBERS_FAIL
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from flashbulb.distill.cost import CostRecord
     from flashbulb.export.doctor import Diagnosis
     from flashbulb.runtimes.records import Report
 
@@ -34,6 +35,8 @@ def show(result: Any) -> int:
         return DONE
     if hasattr(result, "parity") and hasattr(result, "latency"):
         return show_report(result)
+    if hasattr(result, "step_core_ms"):
+        return show_cost(result)
     if hasattr(result, "findings"):
         return show_diagnosis(result)
     if isinstance(result, msgspec.Struct):
@@ -81,6 +84,22 @@ def show_diagnosis(diagnosis: Diagnosis) -> int:
     errors = sum(finding.severity == "error" for finding in diagnosis.findings)
     console.out.print(f"doctor: {errors} errors in {len(diagnosis.findings)} findings")
     return NUMBERS_FAIL if errors else DONE
+
+
+def show_cost(record: CostRecord) -> int:
+    """Print what a training step costs by part."""
+    title = f"a step of {record.objective}, batch {record.batch}, {record.threads} threads, {record.device}"
+    table = _table(title, ("part", "calls", "core-ms per picture", "share"))
+    for part in (*record.parts, *record.rest):
+        table.add_row(part.name, str(part.calls), f"{part.core_ms:.2f}", f"{part.share:.1%}")
+    table.add_row("step", "1", f"{record.step_core_ms:.2f}", "100.0%", style="bold")
+    console.out.print(table)
+    low, high = record.ratio_quartiles
+    console.out.print(
+        f"step / sum of student, teacher, decode and critic alone: {record.ratio:.3f} "
+        f"(quartiles {low:.3f} to {high:.3f} of {record.repeats} rounds; limit {record.limit})"
+    )
+    return DONE
 
 
 def record_table(record: msgspec.Struct) -> Table:
@@ -165,6 +184,7 @@ def _table(title: str, columns: Sequence[str]) -> Table:
     words = {
         "severity",
         "artifact",
+        "part",
         "what",
         "figure",
         "gate",

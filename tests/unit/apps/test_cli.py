@@ -203,3 +203,10 @@ def test_a_shipped_recipe_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "student").write_text("loop: {steps: 7}")
     own: Any = dispatch.configure(command, ["student"])
     assert own.loop.steps == 7
+
+
+def test_cost_takes_the_recipes_of_distill() -> None:
+    command = find("cost")
+    assert command is not None
+    config: Any = dispatch.configure(command, ["student", "--repeats", "5"])
+    assert (config.objective.pairs, config.loop.steps, config.repeats) == (8192, 720, 5)

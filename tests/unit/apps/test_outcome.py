@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from flashbulb.apps.cli import outcome
+from flashbulb.distill.cost import CostRecord, Part
 from flashbulb.export.doctor import Diagnosis, Finding
 from flashbulb.runtimes.records import ParityRecord, RegressionRecord, Report, SanityRecord, host, now
 
@@ -81,3 +82,17 @@ def test_paths_codes_and_records(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome.show(1) == 1
     assert outcome.show(Figures()) == 0
     assert "0.1235" in capsys.readouterr().out
+
+
+def test_a_cost_is_a_table_of_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    part = Part(name="student", calls=2, core_ms=8.0, share=0.8)
+    other = Part(name="other", calls=1, core_ms=2.0, share=0.2)
+    record = CostRecord(
+        objective="add", teacher="t", device="a processor", torch="2", threads=1, batch=32, repeats=15,
+        step_core_ms=10.0, parts=(part,), rest=(other,), sum_core_ms=8.0, ratio=1.25,
+        ratio_quartiles=(1.2, 1.3),
+    )  # fmt: skip
+    assert outcome.show(record) == 0
+    shown = capsys.readouterr().out
+    assert "80.0%" in shown
+    assert "1.250" in shown
