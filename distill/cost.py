@@ -119,11 +119,15 @@ def run(config: CostConfig) -> CostRecord:
 def _measured(config: CostConfig) -> CostRecord:
     import torch
 
+    from flashbulb.distill.descent import Descent
+
     torch.manual_seed(config.loop.seed)
     parent, batch = Checkpoint.open(config.teacher), config.loop.batch // config.processes
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
-        world = recorder.watch_data(make_world(_few_pairs(config, folder), parent, Rank()))
+        world = recorder.watch_data(
+            make_world(_few_pairs(config, folder), parent, Rank(), Descent(config.loop))
+        )
     learner = config.objective.learner(world, batch=batch, steps=config.loop.steps)
     state = State(learner.modules, learner.optimizers, averaged=("student",))
     last = config.loop.steps - 1  # behind any warm-up of the objective
@@ -134,14 +138,17 @@ def _measured(config: CostConfig) -> CostRecord:
     with recorder.watch(world, config.objective):
         step()
     work: dict[str, Callable[[], None]] = {
-        name: functools.partial(recorder.replay, name) for name in (*NETWORKS, "data")
+        name: functools.partial(recorder.replay, name)
+        for name in (*NETWORKS, "data")
+        if any(call.part == name for call in recorder.calls)
     }
     work |= {
         "step": step,
         "optimizer": lambda: _optimize(learner),  # with the gradients that the step left
         "average": lambda: state.update_ema(config.loop.ema),
     }
-    rounds = _time_rounds(work, learner, config.repeats)
+    nothing = {name: [0.0] * config.repeats for name in (*NETWORKS, "data")}
+    rounds = nothing | _time_rounds(work, learner, config.repeats)
     return _record(config, rounds, recorder, batch)
 
 
@@ -307,7 +314,7 @@ def _record(config: CostConfig, rounds: dict[str, list[float]], recorder: Record
         objective=str(type(config.objective).__struct_config__.tag),
         teacher=config.teacher,
         device=_processor(),
-        torch=torch.__version__,
+        torch=str(torch.__version__),
         threads=config.threads,
         batch=batch,
         repeats=config.repeats,

@@ -58,7 +58,7 @@ def test_splits_of_a_folder(folder, tmp_path):
 def test_a_picture_without_a_caption_is_counted(folder, caplog):
     root = folder(6, "txt")
     (root / "p000.txt").unlink()
-    with pytest.raises(ValueError, match=r"p000.png: it has no p000.txt .* max_bad = 0"):
+    with pytest.raises(ValueError, match=r"p000\.png: it has no p000\.txt .*max_bad = 0"):
         open_source(str(root), 8)
     with caplog.at_level(logging.WARNING):
         assert open_source(str(root), 8, DataOptions(max_bad=1)).order.total == 5

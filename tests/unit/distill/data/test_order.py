@@ -87,3 +87,49 @@ def test_the_rows_of_a_training_step_stand_in_line_whoever_draws_them():
     assert whole[0] != whole[1]
     epoch = [i for step in range(25) for i in rows(4, step=step)[0]]
     assert sorted(epoch) == list(range(100))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+@pytest.mark.parametrize("shape", ["folder", "shards", "tables"])
+def test_ranks_times_workers_see_each_sample_once(shape, ranks, workers, request, matches):
+    root = request.getfixturevalue(shape)(
+        **{"folder": {"count": 12}, "tables": {"counts": (7, 5)}}.get(shape, {})
+    )
+    sources = [open_source(str(root), 8, DataOptions(workers=workers, mix=2)) for _ in range(ranks)]
+    epochs = [[], []]
+    for step in range(24 // ranks):
+        for rank, source in enumerate(sources):
+            pictures, captions = source.draw(1, turn(step, rank, ranks))
+            matches(pictures, captions)
+            epochs[(step * ranks + rank) // 12].extend(captions)
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(f"sample {i}" for i in range(12))
+
+
+def test_draws_by_row_equal_the_draw_of_the_part(folder):
+    """A trainer may ask row by row: each row's turn is a part of its own."""
+    source = open_source(str(folder(12)), 8, DataOptions(crop="random", flip=True))
+    for step in range(3):
+        for part in range(2):
+            whole = source.draw(3, turn(step, part, 2))
+            rows = source.draw_each([turn(step, 3 * part + row, 6) for row in range(3)])
+            assert whole[1] == rows[1]
+            assert whole[0].equal(rows[0])
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_a_resumed_run_draws_what_the_whole_one_drew(workers, shards):
+    root, options = str(shards()), DataOptions(workers=workers, crop="random", flip=True)
+    source = open_source(root, 8, options)
+    whole = [source.draw(4, turn(step)) for step in range(6)]
+    resumed = open_source(root, 8, options)
+    for step in (4, 5, 3):
+        pictures, captions = resumed.draw(4, turn(step))
+        assert captions == whole[step][1]
+        assert pictures.equal(whole[step][0])
+
+
+def test_captions_alone_are_those_of_the_draw(folder):
+    source = open_source(str(folder(12)), 8)
+    assert source.captions(20, random.Random(1)) == source.draw(20, random.Random(1))[1]

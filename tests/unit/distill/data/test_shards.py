@@ -183,7 +183,7 @@ def test_incomplete_samples_are_counted_and_doubled_ones_refused(tar, png):
         open_source(file, 8)
     source = open_source(file, 8, DataOptions(max_bad=2))
     assert source.draw(3, RNG(0))[1] == ["sample 1"] * 3
-    with pytest.raises(ValueError, match="wanted one 0.png, got two"):
+    with pytest.raises(ValueError, match=r"wanted one 0\.png, got two"):
         open_source(tar(("0.png", png), ("0.png", png)), 8)
 
 

@@ -43,7 +43,7 @@ def test_splits_by_the_names_of_files(tables, tmp_path):
     tables((4,), names="data/validation-{:05d}-of-00001.parquet")
     assert open_source(str(root), 8).order.total == 3
     assert open_source(str(root), 8, DataOptions(split="validation")).order.total == 4
-    with pytest.raises(ValueError, match="got train, validation; set data_options.split"):
+    with pytest.raises(ValueError, match=r"got train, validation; set data_options\.split"):
         open_source(str(root), 8, DataOptions(split="test"))
     assert open_source(str(root / "data" / "train-00000.parquet"), 8).order.total == 3
 
