@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small, safetensors_header
+from flashbulb.distill.untrusted_folder import check_config, folder_faults, index_faults
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -113,10 +116,9 @@ class Checkpoint:
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """The latent of one image as (channels, height, width)."""
-        unet = self.config("unet")
-        size = unet["sample_size"] if self.pixels is None else self.pixels // self._scale
-        height, width = (size, size) if isinstance(size, int) else size
-        return int(unet["in_channels"]), int(height), int(width)
+        size = self.field("unet", "sample_size") if self.pixels is None else self.pixels // self._scale
+        height, width = (size, size) if isinstance(size, int) else (size[0], size[-1])
+        return int(self.field("unet", "in_channels")), int(height), int(width)
 
     @property
     def image_size(self) -> int:
@@ -126,13 +128,13 @@ class Checkpoint:
     @property
     def _scale(self) -> int:
         """Pixels that one latent becomes."""
-        vae = self.config("vae")
-        return int(2 ** (len(vae.get("block_out_channels") or vae["decoder_block_out_channels"]) - 1))
+        stages = len(self.field("vae", "block_out_channels", "decoder_block_out_channels"))
+        return int(2 ** (stages - 1))
 
     @property
     def text_length(self) -> int:
         """Number of tokens of a padded prompt."""
-        return int(self.config("text_encoder")["max_position_embeddings"])
+        return int(self.field("text_encoder", "max_position_embeddings"))
 
     def components(self) -> tuple[str, ...]:
         """Return the component names, in the order of the data flow."""
@@ -144,12 +146,27 @@ class Checkpoint:
         name = "scheduler_config.json" if folder == "scheduler" else "config.json"
         return _read_json(self.path / folder / name)
 
+    def field(self, folder: str, *names: str) -> Any:
+        """Return the first of some configuration fields that is there.
+
+        Raises:
+            CheckpointError: when none is.
+        """
+        config = self.config(folder)
+        for name in names:
+            if config.get(name):
+                return config[name]
+        raise CheckpointError(
+            f"wanted {' or '.join(names)} in {folder}/config.json of {self.path}, got none; fetch it again"
+        )
+
     def sha256(self) -> str:
         """Return one hash over the names and bytes of all files but the lineage."""
         digest = hashlib.sha256()
         for file in sorted(p for p in self.path.rglob("*") if p.is_file() and p.name != "lineage.json"):
             digest.update(file.relative_to(self.path).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
     def load(self, folder: str, dtype: str = "float32") -> torch.nn.Module:
@@ -253,8 +270,7 @@ def replace_folder(temporary: Path, out: Path) -> None:
 
 def stored_dtype(folder: Path) -> str:
     """Return ``float16`` or ``float32``: the dtype of the first tensor in a folder's safetensors."""
-    header = json.loads(_safetensors_header(_weights(folder)[0]))
-    kinds = {v["dtype"] for k, v in header.items() if k != "__metadata__"}
+    kinds = {tensor.dtype for tensor in safetensors_header(_weights(folder)[0]).values()}
     return "float16" if "F16" in kinds else "float32"
 
 
@@ -270,14 +286,6 @@ def _save_module(module: torch.nn.Module, folder: Path, dtype: str | None) -> No
     config = _read_json(folder / "config.json")
     config.pop("_name_or_path", None)  # the folder that it was read from: nobody else's business
     _write_json(folder / "config.json", config)
-
-
-def _safetensors_header(file: Path) -> bytes:
-    with file.open("rb") as handle:
-        size = int.from_bytes(handle.read(8), "little")
-        if not 0 < size < min(file.stat().st_size, 100_000_000):
-            raise CheckpointError(f"{file.name} is not a safetensors file: its header claims {size} bytes")
-        return handle.read(size)
 
 
 def _weights(folder: Path) -> list[Path]:
@@ -305,6 +313,8 @@ def _validate(path: Path) -> None:
             "Convert single-file checkpoints with diffusers' from_single_file(...).save_pretrained(...)"
         )
     index = _read_json(path / "model_index.json")
+    for fault in (*folder_faults(path), *index_faults(index)):
+        raise CheckpointError(f"{path}: {fault}; do not use it, or fetch it again")
     needed = [f for f in MODULE_FOLDERS if f != "text_encoder_2" or f in index]
     for folder in needed:
         if not (path / folder / "config.json").is_file():
@@ -327,8 +337,13 @@ def _validate_weights(folder: Path) -> None:
             f"{folder} holds {held}; wanted .safetensors. "
             "Save it again with save_pretrained(..., safe_serialization=True) on a machine that trusts it"
         )
-    for file in files:
-        _safetensors_header(file)
+    try:
+        headers = [safetensors_header(file) for file in files]
+        check_config(_read_json(folder / "config.json"), [t for h in headers for t in h.values()])
+    except UntrustedError as error:
+        raise CheckpointError(
+            f"{folder}: {error}; fetch it again, or save it with save_pretrained"
+        ) from error
 
 
 @functools.lru_cache(maxsize=8)
@@ -340,10 +355,10 @@ def _load_tokenizer(folder: Path) -> CLIPTokenizerFast:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        value = json.loads(file.read_text())
+        value = parse_json(read_small(file))
     except FileNotFoundError as error:
         raise CheckpointError(f"{file} is missing") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except UntrustedError as error:
         raise CheckpointError(f"{file} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: wanted a JSON object, got {type(value).__name__}")
@@ -359,8 +374,10 @@ def _read_lineage(path: Path) -> Lineage:
     if not file.is_file():
         return Lineage()
     try:
-        return msgspec.json.decode(file.read_bytes(), type=Lineage)
-    except msgspec.MsgspecError as error:
+        data = read_small(file)
+        parse_json(data)
+        return msgspec.json.decode(data, type=Lineage)
+    except (msgspec.MsgspecError, UntrustedError, RecursionError) as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 

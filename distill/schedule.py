@@ -13,6 +13,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+MOST_STEPS = 100_000
+"""Longest schedule that is computed: a stranger's configuration names the number."""
 PredictionType = Literal["epsilon", "v_prediction", "sample"]
 
 
@@ -33,15 +35,31 @@ def betas(scheduler_config: dict[str, Any]) -> npt.NDArray[np.float64]:
     """
     listed = scheduler_config.get("trained_betas")
     if listed is not None:
-        return np.asarray(listed, np.float64)
-    steps = int(scheduler_config.get("num_train_timesteps", 1000))
-    start, end = float(scheduler_config["beta_start"]), float(scheduler_config["beta_end"])
+        return _listed(listed)
+    try:
+        steps = int(scheduler_config.get("num_train_timesteps", 1000))
+        start, end = float(scheduler_config["beta_start"]), float(scheduler_config["beta_end"])
+    except (KeyError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"wanted the numbers beta_start and beta_end in the scheduler, got {error!r}"
+        ) from error
+    if not (1 <= steps <= MOST_STEPS and 0.0 <= start <= 1.0 and 0.0 <= end <= 1.0):
+        raise ValueError(f"wanted 1..{MOST_STEPS} steps and betas in [0, 1], got {steps}, {start} and {end}")
     kind = scheduler_config.get("beta_schedule", "linear")
     if kind == "scaled_linear":
         return cast(npt.NDArray[np.float64], np.linspace(start**0.5, end**0.5, steps) ** 2)
     if kind == "linear":
         return np.linspace(start, end, steps)
     raise ValueError(f"wanted beta_schedule 'scaled_linear' or 'linear', got {kind!r}")
+
+
+def _listed(values: Any) -> npt.NDArray[np.float64]:
+    fine = isinstance(values, list) and 1 <= len(values) <= MOST_STEPS
+    if not fine or not all(isinstance(v, float | int) and 0.0 <= v <= 1.0 for v in values):
+        raise ValueError(
+            f"wanted trained_betas to be 1..{MOST_STEPS} numbers in [0, 1], got {str(values)[:80]}"
+        )
+    return np.asarray(values, np.float64)
 
 
 def ending_at(scheduler_config: dict[str, Any], timestep: int | None) -> dict[str, Any]:

@@ -225,15 +225,14 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True):
         return self.root / artifact.path
 
     def golden(self) -> tuple[dict[str, np.ndarray[Any, Any]], ...]:
-        """Load the golden tensors: one dictionary by tensor name per case."""
-        from safetensors.numpy import load_file
+        """Load the golden tensors: one dictionary by tensor name per case.
 
-        tensors = load_file(self.root / self.manifest.golden.tensors)
-        cases: list[dict[str, np.ndarray[Any, Any]]] = [{} for _ in self.manifest.golden.cases]
-        for key, value in tensors.items():
-            index, name = key.split(".", 1)
-            cases[int(index)][name] = value
-        return tuple(cases)
+        Raises:
+            BundleError: when a tensor is absent, or has another shape than the manifest says.
+        """
+        from flashbulb.export.vectors import read_vectors
+
+        return read_vectors(self)
 
 
 def json_schema() -> bytes:

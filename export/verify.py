@@ -7,17 +7,17 @@ import math
 import os
 import pickletools
 import re
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small
 from flashbulb.export.artifact import Artifact, FileRecord, digest, file_sha256
+from flashbulb.export.bounds import MOST_CONTAINERS, MOST_MANIFEST_BYTES, faults, portable, same_file, twice
 from flashbulb.export.bundle import MANIFEST, SCHEMA_VERSION, Bundle, BundleError, Manifest
 
-MAX_MANIFEST_BYTES = 16 << 20
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".dill")
 _AGAIN = "export the bundle again, or fetch it from where it was published"
 
@@ -32,6 +32,7 @@ def parse_manifest(root: Path) -> Manifest:
     """Read `manifest.json` and judge it without opening any other file."""
     data = _manifest_bytes(root)
     try:
+        parse_json(data, most_containers=MOST_CONTAINERS)
         version = msgspec.json.decode(data, type=_Version).schema_version
         if version != SCHEMA_VERSION:
             raise BundleError(
@@ -39,7 +40,7 @@ def parse_manifest(root: Path) -> Manifest:
                 "use the flashbulb that wrote it"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UntrustedError, RecursionError) as error:
         raise BundleError(
             f"wanted a manifest of schema {SCHEMA_VERSION} in {root}, got: {error}; {_AGAIN}"
         ) from error
@@ -51,11 +52,10 @@ def _manifest_bytes(root: Path) -> bytes:
     path = root / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise BundleError(f"wanted a regular file {path}, got none; give the folder that `export` wrote")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(
-            f"wanted a manifest under {MAX_MANIFEST_BYTES} bytes, got {path.stat().st_size}; {_AGAIN}"
-        )
-    return path.read_bytes()
+    try:
+        return read_small(path, MOST_MANIFEST_BYTES)
+    except UntrustedError as error:
+        raise BundleError(f"{error}; {_AGAIN}") from error
 
 
 def check_manifest(manifest: Manifest) -> None:
@@ -66,6 +66,8 @@ def check_manifest(manifest: Manifest) -> None:
     paths = [*(r.path for r in all_files(manifest)), *(a.path for a in manifest.artifacts)]
     for path in paths:
         check_path(path)
+    for fault in faults(manifest):
+        raise BundleError(f"wanted {fault}; {_AGAIN}")
     _check_unique(manifest)
     for artifact in manifest.artifacts:
         _check_artifact(artifact)
@@ -97,6 +99,7 @@ def check_path(path: str) -> None:
         or any(ord(c) < 32 for c in path)
         or any(part in ("", ".", "..") for part in parts)
         or path == MANIFEST
+        or not portable(path)
     )
     if bad:
         raise BundleError(f"wanted a relative path inside the bundle, got {path!r}; do not use this bundle")
@@ -110,17 +113,10 @@ def all_files(manifest: Manifest) -> list[FileRecord]:
 
 def _check_unique(manifest: Manifest) -> None:
     """Refuse two records of one file, also where only the letter case differs."""
-    seen: set[str] = set()
-    for found in all_files(manifest):
-        if found.path.casefold() in seen:
-            raise BundleError(f"wanted one record per file, got several for {found.path!r}; {_AGAIN}")
-        seen.add(found.path.casefold())
-    keys = [(a.component, a.backend, a.format) for a in manifest.artifacts]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise BundleError(
-                f"wanted one artifact per component, backend and format, got {key} twice; {_AGAIN}"
-            )
+    if path := twice(same_file(found.path) for found in all_files(manifest)):
+        raise BundleError(f"wanted one record per file, got several for {path!r}; {_AGAIN}")
+    if key := twice((a.component, a.backend, a.format) for a in manifest.artifacts):
+        raise BundleError(f"wanted one artifact per component, backend and format, got {key} twice; {_AGAIN}")
 
 
 def _check_artifact(artifact: Artifact) -> None:
@@ -139,9 +135,6 @@ def _check_artifact(artifact: Artifact) -> None:
         raise BundleError(
             f"wanted {name} to have sha256 {artifact.sha256}, its file list has another; {_AGAIN}"
         )
-    for spec in (*artifact.inputs, *artifact.outputs):
-        if any(size < 1 for size in spec.shape):
-            raise BundleError(f"wanted positive sizes for {spec.name} of {name}, got {spec.shape}; {_AGAIN}")
 
 
 def _check_components(manifest: Manifest) -> None:
@@ -216,7 +209,8 @@ def _check_file(root: Path, record: FileRecord) -> None:
         raise BundleError(f"wanted {record.size_bytes} bytes in {record.path!r}, got {size}; {_AGAIN}")
     if is_pickle(path):
         raise BundleError(
-            f"wanted data in {record.path!r}, got a pickle, which can run code; do not use this bundle"
+            f"wanted data in {record.path!r}, got a pickle, which can run code, or an archive that may "
+            "hold one; do not use this bundle"
         )
     got = file_sha256(path)
     if got != record.sha256:
@@ -224,22 +218,17 @@ def _check_file(root: Path, record: FileRecord) -> None:
 
 
 def is_pickle(path: Path) -> bool:
-    """Tell a pickle by its name, its opcodes, or its place in a torch archive."""
+    """Tell a pickle by its name or its opcodes; an archive counts as one, for nothing in a bundle is zipped.
+
+    No archive is opened: its directory alone can be made to fill the memory.
+    """
     if path.suffix.lower() in PICKLE_SUFFIXES:
         return True
     with path.open("rb") as stream:
         head = stream.read(4096)
-    if head[:4] == b"PK\x03\x04":
-        return _zip_holds_pickle(path)
-    return len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and _opcodes(head) >= 3
-
-
-def _zip_holds_pickle(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.lower().endswith(PICKLE_SUFFIXES) for name in archive.namelist())
-    except zipfile.BadZipFile:
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return True
+    return len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and _opcodes(head) >= 3
 
 
 def _opcodes(head: bytes) -> int:

@@ -14,21 +14,32 @@ from typing import Any
 
 import numpy as np
 
-from flashbulb.export.bundle import Bundle, TokenizerInfo
+from flashbulb.export.bundle import Bundle, BundleError, TokenizerInfo
 from flashbulb.export.noise import gaussian
+from flashbulb.export.tokenizer_file import read_tokenizer
 from flashbulb.runtimes.engines.base import Array, EngineError, Session
 
 log = logging.getLogger(__name__)
 
 
 class Tokenizer:
-    """A prompt to a fixed number of ids, by the ``tokenizer.json`` that phones read."""
+    """A prompt to a fixed number of ids, by the ``tokenizer.json`` that phones read.
+
+    Raises:
+        BundleError: when the file is no tokenizer of the kind.
+    """
 
     def __init__(self, info: TokenizerInfo, root: Path) -> None:
         from tokenizers import Tokenizer as Fast
 
         self.info = info
-        self.fast = Fast.from_file(str(root / info.folder / "tokenizer.json"))
+        text = read_tokenizer(root / info.folder / "tokenizer.json")
+        try:
+            self.fast = Fast.from_str(text)
+        except Exception as error:  # the library raises this very class and no other
+            raise BundleError(
+                f"wanted a tokenizer in {info.folder}, got: {error}; export it again"
+            ) from error
         self.fast.no_truncation()
         self.fast.no_padding()
 

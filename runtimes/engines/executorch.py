@@ -83,7 +83,7 @@ def _program(path: Path) -> Any:
     from executorch.runtime import Runtime, Verification
 
     try:
-        return Runtime.get().load_program(path, verification=Verification.Minimal)
+        return Runtime.get().load_program(path, verification=Verification.InternalConsistency)
     except RuntimeError as error:
         raise EngineError(f"ExecuTorch refused {path.name}: {error}") from error
 
