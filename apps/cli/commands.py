@@ -116,6 +116,20 @@ COMMANDS = (
         "flashbulb.distill.table.stage:run",
     ),
     Command(
+        "vote",
+        "ask people which of two models' pictures they prefer, on a page in the browser",
+        "flashbulb.apps.vote.stage:VoteConfig",
+        "flashbulb.apps.vote.stage:run",
+        "folders",
+    ),
+    Command(
+        "elo",
+        "rate models from the votes of people",
+        "flashbulb.distill.metrics.preference:EloConfig",
+        "flashbulb.distill.metrics.preference:run",
+        "votes",
+    ),
+    Command(
         "report",
         "put a bundle, its records and its pictures on one page",
         "flashbulb.runtimes.report:ReportConfig",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
+import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +58,8 @@ def dispatch(command: Command, words: Sequence[str]) -> int:
 def configure(command: Command, words: list[str]) -> msgspec.Struct:
     """Return the configuration of ``command``: its defaults, its bare argument, its flags."""
     config: type[msgspec.Struct] = load(command.config)
+    if takes_many(config, command.positional):
+        return _with_many(command, config, words)
     bare = words.pop(0) if words and not words[0].startswith("-") else None
     if bare is not None and command.positional is None and command.word != "make":
         raise arguments.UsageError(f"flashbulb {command.word} takes no bare argument, got {bare!r}")
@@ -69,6 +73,25 @@ def configure(command: Command, words: list[str]) -> msgspec.Struct:
         known = {} if bare is None else {str(command.positional): bare}
         default = arguments.blank(config, **known)
     shown = f" [{command.positional.upper()}]" if command.positional else ""
+    return _resolve(command, config, default, words, shown)
+
+
+def takes_many(config: type[msgspec.Struct], positional: str | None) -> bool:
+    """Tell whether the bare argument of a command may be several: its field is a tuple."""
+    return typing.get_origin(typing.get_type_hints(config).get(positional or "")) is tuple
+
+
+def _with_many(command: Command, config: type[msgspec.Struct], words: list[str]) -> msgspec.Struct:
+    """Put all leading words without a dash into the field of the bare argument."""
+    field = str(command.positional)
+    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    default = arguments.blank(config, **({field: tuple(bare)} if bare else {}))
+    return _resolve(command, config, default, words[len(bare) :], f" {field.upper()}...")
+
+
+def _resolve(
+    command: Command, config: type[msgspec.Struct], default: msgspec.Struct, words: list[str], shown: str
+) -> msgspec.Struct:
     return arguments.resolve(
         config,
         default,

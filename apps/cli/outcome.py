@@ -39,6 +39,10 @@ def show(result: Any) -> int:
         return show_cost(result)
     if hasattr(result, "findings"):
         return show_diagnosis(result)
+    if hasattr(result, "ratings"):
+        from flashbulb.apps.cli.ratings import show_ratings
+
+        return show_ratings(result)
     if isinstance(result, msgspec.Struct):
         console.out.print(record_table(result))
         return DONE

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from flashbulb.distill.metrics.pictures import save_pictures
 from flashbulb.distill.samplers import SamplerName
 from flashbulb.distill.timesteps import TimestepName
 
@@ -41,7 +42,7 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     per_caption: Annotated[int, msgspec.Meta(ge=2)] = 4
     """Pictures of each of 32 captions drawn for the diversity figure."""
     out: str = "runs/eval"
-    """Folder for ``eval.json`` and the picture grid."""
+    """Folder for ``eval.json``, the picture grid, and ``pictures/`` one by one for flashbulb vote."""
 
 
 class EvalRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,6 +96,7 @@ def _run(config: EvalConfig, checkpoint: Checkpoint, judge: Judge, data: Sticker
     (out / "eval.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
     save_grid(pictures[:96], out / "grid.png")
     (out / "grid.txt").write_text("\n".join(captions[:96]) + "\n")
+    save_pictures(pictures, captions, out / "pictures")
     return record
 
 
