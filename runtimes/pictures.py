@@ -82,6 +82,7 @@ def engine_row(
         "ort": "ONNX Runtime",
         "executorch": "ExecuTorch",
         "coreml": "Core ML",
+        "mil": "Core ML program, interpreted",
     }
     return Drawn(label=names.get(engine.name, engine.name), note=note, images=images)
 

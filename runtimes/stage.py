@@ -36,7 +36,7 @@ from flashbulb.runtimes.summary import markdown, publish
 
 log = logging.getLogger(__name__)
 
-EngineWord = Literal["eager", "ort", "executorch", "coreml"]
+EngineWord = Literal["eager", "ort", "executorch", "coreml", "mil"]
 OnStep = Callable[[int, int, str], None]
 """Called as ``on_step(done, total, what)`` before each part of the work."""
 Record = SanityRecord | ParityRecord | LatencyRecord | RegressionRecord
@@ -174,7 +174,8 @@ def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
     bundle = read_bundle(config.bundle)
     verify(bundle)
     records: list[Record] = []
-    engines: list[Subject] = [*_engines(bundle, config.engine, config.checkpoint, records)]
+    chosen = _engines(bundle, config.engine, config.checkpoint, records)
+    engines: list[Subject] = [e for e in chosen if e.timed or config.engine]
     eager = _reference(bundle, config.checkpoint, records)
     if config.optimum:
         engines.append(Optimum(folder=str(Path(config.optimum).resolve())))
@@ -222,7 +223,7 @@ def named(name: str, checkpoint: str | None = None) -> AnyEngine:
 def _engine(bundle: Bundle, name: str | None, checkpoint: str | None) -> AnyEngine:
     """Return the named engine, or the first that works, refusing with every reason."""
     reasons = []
-    for word in (name,) if name else ("ort", "executorch", "coreml", "eager"):
+    for word in (name,) if name else ("ort", "executorch", "coreml", "mil", "eager"):
         engine = named(word, checkpoint)
         if (reason := refusal(bundle, engine)) is None:
             return engine
@@ -237,7 +238,7 @@ def _engines(
     if name:
         return [_engine(bundle, name, checkpoint)]
     held = {a.backend for a in bundle.manifest.artifacts} | {"eager"}
-    reasons = {k: v for k, v in available(bundle, checkpoint).items() if k in held}
+    reasons = {k: v for k, v in available(bundle, checkpoint).items() if named(k, checkpoint).backend in held}
     records += [
         SanityRecord(gate="engine", engine=word, verdict="skip", sentence=f"{word}: {reason}")
         for word, reason in reasons.items()

@@ -5,9 +5,10 @@ from typing import get_args
 from flashbulb.runtimes.engines.coreml import Coreml
 from flashbulb.runtimes.engines.eager import Eager
 from flashbulb.runtimes.engines.executorch import Executorch
+from flashbulb.runtimes.engines.mil.engine import Mil
 from flashbulb.runtimes.engines.ort import Ort
 
-AnyEngine = Eager | Ort | Executorch | Coreml
+AnyEngine = Eager | Ort | Executorch | Coreml | Mil
 
 
 def engine_names() -> tuple[str, ...]:
@@ -28,4 +29,4 @@ def engine_named(name: str) -> AnyEngine:
     raise ValueError(f"wanted an engine in {list(engine_names())}, got {name!r}")
 
 
-__all__ = ["AnyEngine", "Coreml", "Eager", "Executorch", "Ort", "engine_named", "engine_names"]
+__all__ = ["AnyEngine", "Coreml", "Eager", "Executorch", "Mil", "Ort", "engine_named", "engine_names"]

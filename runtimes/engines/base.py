@@ -27,7 +27,7 @@ class Session(ABC):
     """A loaded bundle: components that can be called with named numpy arrays."""
 
     def __init__(self, engine: Engine, artifacts: Mapping[str, Artifact]) -> None:
-        self.engine, self.backend = engine.label, engine.name
+        self.engine, self.backend = engine.label, engine.backend
         self.artifacts = dict(artifacts)
 
     @property
@@ -95,11 +95,18 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Python modules that it needs."""
     extra: ClassVar[str] = ""
     """The extra of flashbulb that installs them."""
+    timed: ClassVar[bool] = True
+    """Whether its speed says anything; `bench` leaves others out unless they are named."""
 
     @property
     def name(self) -> str:
         """The word for it, as in ``--engine NAME``."""
         return str(self.__struct_config__.tag)
+
+    @property
+    def backend(self) -> str:
+        """The backend whose artifacts it opens."""
+        return self.name
 
     @property
     def label(self) -> str:
@@ -123,16 +130,16 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def serves(self, bundle: Bundle) -> str | None:
         """Say why it cannot run this bundle; None when it can."""
         held = sorted({a.backend for a in bundle.manifest.artifacts})
-        return None if self.name in held else f"the bundle holds {held}, nothing for {self.name}"
+        return None if self.backend in held else f"the bundle holds {held}, nothing for {self.name}"
 
     def holds(self, bundle: Bundle) -> tuple[str, ...]:
         """Name the components that it has in a bundle."""
-        return bundle.components(self.name)  # type: ignore[arg-type]
+        return bundle.components(self.backend)  # type: ignore[arg-type]
 
     def artifacts(self, bundle: Bundle, components: Sequence[str] | None) -> dict[str, Artifact]:
         """Choose this engine's artifacts of the named components, or of all."""
         names = self.holds(bundle) if components is None else components
-        return {name: bundle.artifact(name, self.name, self.format(bundle)) for name in names}  # type: ignore[arg-type]
+        return {name: bundle.artifact(name, self.backend, self.format(bundle)) for name in names}  # type: ignore[arg-type]
 
     def format(self, bundle: Bundle) -> Any:
         """The file format to choose, where a backend writes several; None for the first."""

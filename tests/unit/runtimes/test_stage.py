@@ -18,7 +18,7 @@ pytest.importorskip("onnxruntime")
 
 def test_every_engine_says_why_it_cannot_run(bundle: Bundle) -> None:
     found = available(bundle)
-    assert tuple(found) == engine_names() == ("eager", "ort", "executorch", "coreml")
+    assert tuple(found) == engine_names() == ("eager", "ort", "executorch", "coreml", "mil")
     assert found["ort"] is None
     assert "nowhere/at-all is not on this machine" in str(found["eager"])
     assert found["executorch"]
@@ -26,7 +26,7 @@ def test_every_engine_says_why_it_cannot_run(bundle: Bundle) -> None:
 
 
 def test_an_unknown_engine_lists_the_known() -> None:
-    with pytest.raises(ValueError, match=r"\['eager', 'ort', 'executorch', 'coreml'\], got 'tflite'"):
+    with pytest.raises(ValueError, match=r"\['eager', 'ort', 'executorch', 'coreml', 'mil'\], got 'tflite'"):
         engine_named("tflite")
 
 

@@ -1,0 +1,79 @@
+"""The engine that runs a bundle's Core ML programs on any system, by the interpreter of this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import msgspec
+
+from flashbulb.export.artifact import Artifact
+from flashbulb.export.bundle import Bundle
+from flashbulb.runtimes.engines.base import Array, Engine, EngineError, Session, require
+from flashbulb.runtimes.engines.mil.program import Program
+
+
+class Mil(Engine, frozen=True, tag="mil"):
+    """Run the bundle's saved Core ML programs operation by operation; it says nothing of a device's speed."""
+
+    mode: Literal["fp32", "fp16"] = "fp32"
+    """`fp32` rounds nothing: is the graph right?  `fp16` rounds what is declared so: what does it lose?"""
+    low_memory: bool = False
+    """Keep weights in their files and decompress each when it is used."""
+
+    modules: ClassVar[tuple[str, ...]] = ("torch",)
+    extra: ClassVar[str] = "coreml"
+    timed: ClassVar[bool] = False
+
+    @property
+    def backend(self) -> str:
+        """It opens what the Core ML backend wrote."""
+        return "coreml"
+
+    @property
+    def label(self) -> str:
+        """Tell the two modes apart."""
+        return self.name if self.mode == "fp32" else f"{self.name}-{self.mode}"
+
+    def variants(self, bundle: Bundle) -> tuple[Engine, ...]:
+        """Return one engine that rounds nothing, and for fp16 programs one that rounds as declared."""
+        halves = any(
+            a.backend == self.backend and a.precision == "float16" for a in bundle.manifest.artifacts
+        )
+        modes: tuple[Literal["fp32", "fp16"], ...] = ("fp32", "fp16") if halves else ("fp32",)
+        return tuple(msgspec.structs.replace(self, mode=mode) for mode in modes)
+
+    def load(self, bundle: Bundle, *, threads: int = 1, components: Sequence[str] | None = None) -> Session:
+        """Read and compile one program per component."""
+        require(self)
+        import torch
+
+        torch.set_num_threads(threads)
+        artifacts = self.artifacts(bundle, components)
+        programs = {n: self._open(bundle, a) for n, a in artifacts.items()}
+        return MilSession(self, artifacts, programs)
+
+    def _open(self, bundle: Bundle, artifact: Artifact) -> Program:
+        return Program.load(bundle.path(artifact), self.mode, low_memory=self.low_memory)
+
+
+class MilSession(Session):
+    """One compiled program per component."""
+
+    def __init__(
+        self, engine: Engine, artifacts: Mapping[str, Artifact], programs: Mapping[str, Any]
+    ) -> None:
+        super().__init__(engine, artifacts)
+        self.programs = dict(programs)
+
+    def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
+        """Run one program."""
+        artifact = self.artifacts[component]
+        found = self.programs[component].predict(
+            {spec.name: array for spec, array in zip(artifact.inputs, arrays, strict=True)}
+        )
+        if absent := [s.name for s in artifact.outputs if s.name not in found]:
+            raise EngineError(
+                f"wanted the outputs {absent} of {component}, the program gave {sorted(found)}; export again"
+            )
+        return [found[s.name] for s in artifact.outputs]
