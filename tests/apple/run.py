@@ -54,7 +54,9 @@ def outcomes(
             stdin=subprocess.DEVNULL,
         )
         if not record.is_file():
-            raise RuntimeError(f"wanted outcomes, pytest gave none:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            raise RuntimeError(
+                f"wanted outcomes, pytest gave none:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            )
         found: dict[str, Any] = json.loads(record.read_text())
         return found
 
@@ -72,7 +74,9 @@ def summary(found: dict[str, Any]) -> tuple[Counter[str], dict[str, Any]]:
 
 def main() -> int:
     """Print the counts, and every test that did not pass with its reason."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--per-test", type=int, default=1, help="cases of each test; 0 runs all")
     parser.add_argument("--fp32-only", action="store_true", help="only the tight comparisons")
     parser.add_argument("--files", nargs="+", default=FOLDERS, help="folders or files of the suite")

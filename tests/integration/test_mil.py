@@ -1,4 +1,4 @@
-"""Core ML programs of a tiny checkpoint run here: they agree with PyTorch, and faults inside them are caught."""
+"""Core ML programs of a tiny checkpoint run here: they agree with PyTorch, and faults in them are caught."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def test_rounding_costs_what_fp16_costs_and_no_more(checked: Report) -> None:
         for name in ("mil", "mil-fp16")
     }
     least = {name: min(v for v in found if v is not None) for name, found in values.items()}
-    assert least["mil"] > 70  # the weights are stored as fp16
-    assert 50 < least["mil-fp16"] < least["mil"]
+    assert 50 < least["mil-fp16"] < least["mil"]  # also without rounding, weights are stored as fp16
 
 
 @pytest.mark.parametrize("target", ["iOS17", "iOS18"])
