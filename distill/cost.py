@@ -138,17 +138,14 @@ def _measured(config: CostConfig) -> CostRecord:
     with recorder.watch(world, config.objective):
         step()
     work: dict[str, Callable[[], None]] = {
-        name: functools.partial(recorder.replay, name)
-        for name in (*NETWORKS, "data")
-        if any(call.part == name for call in recorder.calls)
+        name: functools.partial(recorder.replay, name) for name in recorder.parts()
     }
     work |= {
         "step": step,
         "optimizer": lambda: _optimize(learner),  # with the gradients that the step left
         "average": lambda: state.update_ema(config.loop.ema),
     }
-    nothing = {name: [0.0] * config.repeats for name in (*NETWORKS, "data")}
-    rounds = nothing | _time_rounds(work, learner, config.repeats)
+    rounds = _time_rounds(work, learner, config.repeats)
     return _record(config, rounds, recorder, batch)
 
 
@@ -230,6 +227,10 @@ class Recorder:
             finally:
                 self.on = False
 
+    def parts(self) -> tuple[str, ...]:
+        """Return the parts that were called, in order of their first calls."""
+        return tuple(dict.fromkeys(call.part for call in self.calls))
+
     def replay(self, part: str) -> None:
         """Make the calls of a part again, and their backward passes where the step had them."""
         for call in self.calls:
@@ -296,6 +297,7 @@ def _time_rounds(
 def _record(config: CostConfig, rounds: dict[str, list[float]], recorder: Recorder, batch: int) -> CostRecord:
     import torch
 
+    rounds = {name: [0.0] * config.repeats for name in (*NETWORKS, "data")} | rounds
     counts = {name: sum(call.part == name for call in recorder.calls) for name in rounds}
     wholes = [a + b for a, b in zip(rounds["step"], rounds["average"], strict=True)]
     sums = [sum(values) for values in zip(*(rounds[name] for name in NETWORKS), strict=True)]
@@ -314,7 +316,7 @@ def _record(config: CostConfig, rounds: dict[str, list[float]], recorder: Record
         objective=str(type(config.objective).__struct_config__.tag),
         teacher=config.teacher,
         device=_processor(),
-        torch=str(torch.__version__),
+        torch=str(torch.__version__),  # its own type is no plain string
         threads=config.threads,
         batch=batch,
         repeats=config.repeats,
