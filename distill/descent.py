@@ -1,6 +1,6 @@
 """One optimizer step: backward, averaging over processes and micro-batches, clipping, and the step itself.
 
-An objective calls ``descend(loss, module, optimizer)`` once for each of its optimizers; how many processes
+An objective calls ``descend(loss, optimizer)`` once for each of its optimizers; how many processes
 and micro-batches stand behind the step is none of its business. Gradients are averaged in flat buckets after
 the last backward, as adversarial trainers do it: networks stay plain modules, may be called any number of
 times and in parts, and second derivatives (R1) pass.
@@ -9,13 +9,14 @@ times and in parts, and second derivatives (R1) pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashbulb.distill.distributed import join
 from flashbulb.distill.precision import LossScale
 from flashbulb.distill.rng import StepRng
+from flashbulb.distill.sharding import is_share, local, whole
 
 if TYPE_CHECKING:
     import torch
@@ -64,38 +65,39 @@ class Descent:
             yield StepRng(seed, step, part, self.parts, self.device)
         self.scale.update(overflowed=self._overflowed)
 
-    def __call__(
-        self,
-        loss: torch.Tensor,
-        parameters: torch.nn.Module | list[torch.nn.Parameter],
-        optimizer: torch.optim.Optimizer,
-    ) -> float | None:
+    def __call__(self, loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> float | None:
         """Add the gradient of a micro-batch; after the last one step, unless the gradient is not finite.
 
         Args:
             loss: scalar, the mean over this process's micro-batch.
-            parameters: a module, or the parameters that the optimizer trains.
             optimizer: steps at most once in an update when gradients are accumulated.
 
         Returns:
             The norm of the gradient before clipping, or None when no step was taken.
         """
-        weights = parameters if isinstance(parameters, list) else list(parameters.parameters())
         self._once(optimizer)
         if self._micro == 0:
             optimizer.zero_grad()
         (loss * (self.scale.scale / self.accumulate)).backward()
         if self._micro < self.accumulate - 1:
             return None
-        average_gradients(weights, self.accelerator.num_processes)
-        return self._step(weights, optimizer)
+        gradients = [
+            p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None
+        ]
+        if not gradients:
+            raise ValueError("wanted a loss that depends on the optimizer's weights, got no gradient")
+        average(gradients, self.accelerator.num_processes)
+        return self._step(gradients, optimizer)
 
-    def _step(self, weights: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> float | None:
+    def _step(self, gradients: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> float | None:
         import torch
+        from torch.nn.utils import get_total_norm
 
         if self.scale.enabled:
-            torch._foreach_mul_([p.grad for p in weights if p.grad is not None], 1 / self.scale.scale)
-        norm = torch.nn.utils.clip_grad_norm_(weights, CLIP).item()
+            torch._foreach_mul_([local(g) for g in gradients], 1 / self.scale.scale)
+        total = whole(get_total_norm(gradients))  # of all shares, not of this process's
+        torch._foreach_mul_([local(g) for g in gradients], (CLIP / (total + 1e-6)).clamp(max=1.0))
+        norm = total.item()
         if math.isfinite(norm):
             optimizer.step()
             return norm
@@ -149,14 +151,17 @@ class Descent:
         return {name: total / count for name, total in zip(names, totals, strict=True)}, flags > 0
 
 
-def average_gradients(parameters: Iterable[torch.nn.Parameter], processes: int) -> None:
-    """Average the gradients over all processes, in flat buckets that travel while the next is packed."""
+def average(gradients: list[torch.Tensor], processes: int) -> None:
+    """Average the gradients over all processes, in flat buckets that travel while the next is packed.
+
+    Shares of dealt-out weights are averaged already, in the backward pass.
+    """
     import torch
 
     if processes == 1:
         return
     on_the_way = []
-    for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+    for bucket in _buckets([g for g in gradients if not is_share(g)]):
         flat = torch.cat([g.flatten() for g in bucket])
         on_the_way.append((bucket, flat, torch.distributed.all_reduce(flat, async_op=True)))
     for bucket, flat, sending in on_the_way:

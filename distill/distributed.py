@@ -61,7 +61,11 @@ def join() -> Any:
     """Join the process group that a launcher announced, if any, and return accelerate's view of it.
 
     Returns:
-        An ``accelerate.Accelerator``: the device of this process and its place among the others.
+        An ``accelerate.Accelerator``: the device of this process, CUDA's or the CPU, and its place among the
+        others.
+
+    Raises:
+        RuntimeError: when accelerate counts other processes than the launcher announced.
     """
     logging.getLogger("torchao").setLevel(logging.ERROR)  # it warns of CUDA libraries
 
@@ -69,4 +73,11 @@ def join() -> Any:
     from accelerate import Accelerator
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
-    return Accelerator(mixed_precision="no")  # precision.py casts
+    # precision.py casts. Without `cpu` accelerate takes CPU processes with a LOCAL_RANK for single ones.
+    accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+    if accelerator.num_processes != Rank.current().count:
+        raise RuntimeError(
+            f"wanted {Rank.current().count} processes, as WORLD_SIZE says, got {accelerator.num_processes}; "
+            "join before anything else makes an Accelerator"
+        )
+    return accelerator

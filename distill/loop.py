@@ -18,6 +18,7 @@ import msgspec
 from flashbulb.distill.distributed import Rank
 from flashbulb.distill.precision import Precision, computing_in
 from flashbulb.distill.rng import StepRng
+from flashbulb.distill.sharding import Sharding
 from flashbulb.distill.state import State
 from flashbulb.distill.tracking import Tracking
 
@@ -51,6 +52,12 @@ class LoopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Numbers that the networks compute with; weights and optimizers are float32 always."""
     accumulate: Annotated[int, msgspec.Meta(gt=0)] = 1
     """Micro-batches whose gradients make one step; less memory, the same step."""
+    checkpointing: bool = False
+    """Whether the UNet keeps only its blocks' inputs and computes the rest again in the backward pass."""
+    decode_batch: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Pictures decoded at a time, each time computed again in the backward pass; 0 decodes all at once."""
+    sharding: Sharding = "none"
+    """Whether each process has all of the student, or (``fsdp``) its share of weights and optimizer."""
     save_every_s: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     """Seconds between two saved states."""
     log_every: Annotated[int, msgspec.Meta(gt=0)] = 20

@@ -18,6 +18,7 @@ from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.objectives.base import Batch, Pairs, PairSpec, World
 from flashbulb.distill.precision import autocast
 from flashbulb.distill.schedule import ending_at
+from flashbulb.distill.sharding import plain_copy, shard
 from flashbulb.distill.text import null_states, text_function, token_ids
 
 if TYPE_CHECKING:
@@ -82,7 +83,15 @@ def run(config: DistillConfig, *, on_step: OnStep | None = None) -> Path:
 
 
 MAY_CHANGE = ("processes",)
-LOOP_MAY_CHANGE = ("accumulate", "save_every_s", "log_every", "tensorboard")
+LOOP_MAY_CHANGE = (
+    "accumulate",
+    "checkpointing",
+    "decode_batch",
+    "sharding",
+    "save_every_s",
+    "log_every",
+    "tensorboard",
+)
 """What a resumed run may have otherwise than the killed one: it ends with the same student."""
 
 
@@ -116,25 +125,31 @@ def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
     parent = Checkpoint.open(config.teacher).sized(config.image_size)
     world = make_world(config, parent, rank, descend)
     learner = config.objective.learner(world, batch=descend.batch, steps=config.loop.steps)
+    if config.loop.sharding == "fsdp":
+        shard(world.student.unet, learner.optimizers.values())
     state = State(learner.modules, learner.optimizers, averaged=("student",))
     looked = Evaluations(world.teacher.unet)
 
+    first = rank.index == 0
+
     def step_done(step: int, steps: int, stats: dict[str, float]) -> None:
         looked.steps += 1
-        if config.sample_every and rank.index == 0 and (step % config.sample_every == 0 or step == steps):
-            _sample_grid(world, parent, out / "samples" / f"step-{step:06d}.png")
+        due = config.sample_every and (step % config.sample_every == 0 or step == steps)
+        if due and (first or config.loop.sharding == "fsdp"):  # a dealt-out student draws together
+            _sample_grid(world, parent, out / "samples" / f"step-{step:06d}.png", write=first)
         if on_step is not None:
             on_step(step, steps, stats)
 
     run_loop(config.loop, state, learner.update, out, descend, on_step=step_done)
-    if rank.index == 0:
-        state.use_ema()
+    state.use_ema()
+    trained = plain_copy(world.student.unet)
+    if first:
         plain: dict[str, Any] = msgspec.to_builtins(config)
         parent.derive(
             out / "student",
             stage="distill",
             config=plain,
-            replace={"unet": world.student.unet},
+            replace={"unet": trained},
             scheduler=student_scheduler(config, parent) | ONE_STEP_SCHEDULER,
             metrics={
                 "steps": state.step,
@@ -175,6 +190,8 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
     student = Denoiser(unet.requires_grad_(True).to(device), schedule)
     for network in (teacher.unet, student.unet):
         suit_attention(cast("UNet2DConditionModel", network))
+    if config.loop.checkpointing:
+        cast("UNet2DConditionModel", student.unet).enable_gradient_checkpointing()
     vae = cast("AutoencoderKL", parent.load("vae").to(device))
     encode = text_function(parent, device)
     source = open_source(config.data, parent.image_size, config.data_options)
@@ -199,6 +216,7 @@ def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: D
         real=real,
         pairs=pairs,
         descend=descend,
+        decode_batch=config.loop.decode_batch,
     )
 
 
@@ -280,7 +298,7 @@ GRID_PROMPTS = (
 )
 
 
-def _sample_grid(world: World, parent: Checkpoint, file: Path) -> None:
+def _sample_grid(world: World, parent: Checkpoint, file: Path, *, write: bool) -> None:
     """Save one-step pictures of the present student for eight prompts and two noises."""
     import torch
     from PIL import Image
@@ -291,6 +309,8 @@ def _sample_grid(world: World, parent: Checkpoint, file: Path) -> None:
     with torch.no_grad():
         last = torch.full((len(noise),), world.student.schedule.terminal, device=device)
         pictures = world.decode(world.student(noise.to(device), last, states)).clamp(-1, 1).cpu()
+    if not write:
+        return
     rows = [torch.cat(list(row), 2) for row in pictures.chunk(2)]
     grid = ((torch.cat(rows, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flashbulb.distill.precision import LossScale
+from flashbulb.distill.sharding import like, load_whole, local, whole
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ class State:
             present = self.modules[name].state_dict()
             moving = [k for k, v in average.items() if v.dtype.is_floating_point]
             torch._foreach_lerp_(
-                [average[k] for k in moving], [present[k].detach().to(average[k]) for k in moving], rate
+                [local(average[k]) for k in moving], [local(present[k].detach()) for k in moving], rate
             )
             for key in average.keys() - set(moving):
                 average[key].copy_(present[key])
@@ -68,6 +69,7 @@ class State:
         """
         from safetensors.torch import save_file
 
+        tensors = {k: whole(v.detach()) for k, v in self.tensors().items()}
         if not write:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -79,7 +81,7 @@ class State:
         }
         partial = folder / ".state.partial"
         save_file(
-            {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self.tensors().items()},
+            {k: v.to("cpu", copy=True).contiguous() for k, v in tensors.items()},
             partial,
             {name: str(number) for name, number in numbers.items()},
         )
@@ -96,10 +98,10 @@ class State:
             meta = opened.metadata()
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
         for name, module in self.modules.items():
-            module.load_state_dict(_under(tensors, f"module/{name}/"))
+            load_whole(module, _under(tensors, f"module/{name}/"))
         for name, average in self.ema.items():
             for key, value in _under(tensors, f"ema/{name}/").items():
-                average[key].copy_(value)
+                average[key].copy_(like(value, average[key]))
         for name, optimizer in self.optimizers.items():
             _restore_optimizer(optimizer, _under(tensors, f"optimizer/{name}/"))
         self.step, self.skipped = int(meta["step"]), int(meta["skipped"])
@@ -130,7 +132,9 @@ def _optimizer_tensors(prefix: str, optimizer: torch.optim.Optimizer) -> dict[st
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for name, value in tensors.items():
         index, key = name.split("/")
-        state.setdefault(int(index), {})[key] = value
+        weight = weights[int(index)]
+        state.setdefault(int(index), {})[key] = like(value, weight) if value.shape == weight.shape else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

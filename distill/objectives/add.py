@@ -156,7 +156,7 @@ class Add(Objective, frozen=True, tag="add"):
         def update(step: int, rng: StepRng) -> dict[str, float]:
             if self.anchor and step < self.warmup * steps:
                 loss, stats = self.anchor_loss(world, batch, rng)
-                world.descend(loss, student, optimizers["student"])
+                world.descend(loss, optimizers["student"])
                 return stats | {"loss": loss.item()}
             turns = 0 if step % self.critic_every else self.critic_steps
             return self._both(world, critic, optimizers, batch, turns, rng)
@@ -191,7 +191,7 @@ class Add(Objective, frozen=True, tag="add"):
         if self.anchor:
             anchor, more = self.anchor_loss(world, batch, rng)
             loss, stats = loss + anchor, stats | more
-        world.descend(loss, world.student.unet, optimizers["student"])
+        world.descend(loss, optimizers["student"])
 
         # Critic steps: hinge on real (as the decoder draws it), fake and mismatched pairs, and R1.
         if critic is not None:
@@ -214,7 +214,7 @@ class Add(Objective, frozen=True, tag="add"):
         self, world: World, critic: Critic, seen: Seen, optimizer: torch.optim.Optimizer
     ) -> dict[str, float]:
         loss, stats = self.critic_loss(critic, seen)
-        world.descend(loss, critic.heads, optimizer)
+        world.descend(loss, optimizer)
         return stats
 
     def look(

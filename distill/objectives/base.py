@@ -68,7 +68,10 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
     pairs: Callable[[int, StepRng], Pairs] | None = None
     """``pairs(count, rng)`` draws cached teacher pictures, when the objective asks for them."""
     descend: Descent = msgspec.field(default_factory=plain_descent)
-    """``descend(loss, module, optimizer)`` steps down a loss."""
+    """``descend(loss, optimizer)`` steps down a loss."""
+
+    decode_batch: int = 0
+    """Pictures decoded at a time; 0 decodes all at once."""
 
     @property
     def device(self) -> torch.device:
@@ -77,8 +80,21 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return pictures (b, 3, h, w), about [-1, 1], of unscaled-space latents; differentiable."""
+        import torch
+
         with autocast(latents.device):
-            return self.vae.decode(latents / self.vae.config["scaling_factor"]).sample.float()
+            if not self.decode_batch:
+                return self._decode(latents)
+            return torch.cat([self._decode_again(few) for few in latents.split(self.decode_batch)])
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(latents / self.vae.config["scaling_factor"]).sample.float()
+
+    def _decode_again(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode, keep nothing for the backward pass, and decode again there."""
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(self._decode, latents, use_reentrant=False, preserve_rng_state=False)
 
 
 class Learner(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,7 +164,7 @@ def simple_learner(
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
         value, stats = loss(rng, step)
-        stepped = world.descend(value, student, optimizer) is not None
+        stepped = world.descend(value, optimizer) is not None
         if stepped and after is not None:
             after()
         return stats | {"loss": value.item()}

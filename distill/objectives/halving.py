@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 
 from flashbulb.distill.objectives.base import Learner, World
+from flashbulb.distill.sharding import whole_state
 from flashbulb.distill.targets import snr_weight, told, two_step_target
 
 if TYPE_CHECKING:
@@ -61,9 +62,9 @@ def halving_learner(
     def update(step: int, rng: StepRng) -> dict[str, float]:
         count, new = rounds.at(step, steps)
         if new:
-            teacher.load_state_dict(student.state_dict())
+            teacher.load_state_dict(whole_state(student))
         loss = halving_loss(world, batch, count, rng, *guide(count == rounds.first, rng))
-        world.descend(loss, student, optimizer)
+        world.descend(loss, optimizer)
         return {"loss": loss.item(), "student_steps": float(count)}
 
     modules = {"student": student, "teacher": teacher}

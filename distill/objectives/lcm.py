@@ -8,6 +8,7 @@ import msgspec
 
 from flashbulb.distill.guidance import ScaleRange, with_scale_input
 from flashbulb.distill.objectives.base import Learner, Objective, World, simple_learner
+from flashbulb.distill.sharding import whole_state
 from flashbulb.distill.targets import ddim_step, told
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Lcm(Objective, frozen=True, tag="lcm"):
 
         def averaged() -> None:
             with torch.no_grad():
-                ours, theirs = target.unet.state_dict(), world.student.unet.state_dict()
+                ours, theirs = target.unet.state_dict(), whole_state(world.student.unet)
                 torch._foreach_lerp_(list(ours.values()), list(theirs.values()), 1 - self.target_ema)
 
         return simple_learner(

@@ -58,9 +58,9 @@ class UfoGen(Objective, frozen=True, tag="ufogen"):
             real = world.real(batch, rng)
             share, drawn = self.draw(world, real, rng)
             loss, stats = self.student_loss(world, critic, real, share, drawn, rng)
-            world.descend(loss, student, optimizers["student"])
+            world.descend(loss, optimizers["student"])
             critic_loss, more = self.critic_loss(world, critic, real, share, drawn.detach(), rng)
-            world.descend(critic_loss, critic, optimizers["critic"])
+            world.descend(critic_loss, optimizers["critic"])
             return stats | more | {"loss": loss.item()}
 
         return Learner(modules={"student": student, "critic": critic}, optimizers=optimizers, update=update)

@@ -85,7 +85,7 @@ def train(
     def update(step: int, rng: StepRng) -> dict[str, float]:
         pictures = data.composite(*draw_each(pool, rng.each(descend.batch))).to(descend.device)
         parts = losses(model, pictures, config, rng, features)
-        descend(parts["loss"], model, optimizer)
+        descend(parts["loss"], optimizer)
         return {k: v.item() for k, v in parts.items()}
 
     run_loop(config.loop, state, update, out, descend, on_step=on_step)

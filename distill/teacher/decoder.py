@@ -76,7 +76,7 @@ def train(
         with autocast(z.device):
             decoded = vae.decode(z).sample.float()
         parts = reconstruction(decoded, pictures, config.feature_weight, features)
-        descend(parts["loss"], trained, optimizer)
+        descend(parts["loss"], optimizer)
         return {k: v.item() for k, v in parts.items()}
 
     run_loop(config.loop, state, update, out, descend, on_step=on_step)

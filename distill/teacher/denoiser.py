@@ -143,7 +143,7 @@ def train(
 
     def update(step: int, rng: StepRng) -> dict[str, float]:
         loss = v_loss(model, *draw(descend.batch, rng), products, rng)
-        norm = descend(loss, model, optimizer)
+        norm = descend(loss, optimizer)
         return {"loss": loss.item()} | ({} if norm is None else {"grad_norm": norm})
 
     run_loop(config.loop, state, update, out, descend, on_step=on_step)

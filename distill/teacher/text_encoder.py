@@ -205,7 +205,7 @@ def train(
             text, features[[s.index for s in stickers]], heads.targets(stickers, backgrounds)
         )
         loss = torch.stack(list(parts.values())).sum()
-        descend(loss, parameters, optimizer)
+        descend(loss, optimizer)
         return {k: v.item() for k, v in (parts | {"loss": loss}).items()}
 
     run_loop(config.loop, state, update, out, descend, on_step=on_step)
