@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import os
 import typing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,8 +131,9 @@ def load(name: str) -> Any:
 
 
 def call(function: Any, config: msgspec.Struct, *, title: str) -> Any:
-    """Call a stage function; where it takes ``on_step``, its progress is drawn."""
-    if "on_step" not in inspect.signature(function).parameters:
+    """Call a stage function; where it takes ``on_step``, the first process draws its progress."""
+    follower = os.environ.get("RANK", "0") != "0"
+    if follower or "on_step" not in inspect.signature(function).parameters:
         return function(config)
     with console.Progress(title) as bar:
         return watched(function, config, bar)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("distill", "compress", "export", "runtimes", "apps")
 SOURCES = ("pyproject.toml", "README.md", ".src", ".licenses", *PACKAGES)
 NOT_PYTHON = ("apps/ios", "apps/android", "apps/web")
-DATA = (".yaml", ".jinja", ".json", ".txt", ".safetensors", ".parquet", ".md", ".html", ".css", ".js", ".svg")
+DATA = (
+    ".yaml", ".jinja", ".json", ".txt", ".safetensors", ".parquet", ".md", ".html", ".css", ".js", ".svg", ".slurm"
+)  # fmt: skip
 
 pytestmark = pytest.mark.packaging
 
