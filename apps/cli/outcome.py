@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from flashbulb.apps.cli import console
+from flashbulb.apps.cli import console, evaluation
 from flashbulb.apps.cli.commands import DONE, NUMBERS_FAIL
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def show(result: Any) -> int:
         from flashbulb.apps.cli.ratings import show_ratings
 
         return show_ratings(result)
+    if hasattr(result, "figures") and hasattr(result, "differences"):
+        return evaluation.show(result)
     if isinstance(result, msgspec.Struct):
         console.out.print(record_table(result))
         return DONE

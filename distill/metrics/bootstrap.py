@@ -7,14 +7,9 @@ that the comparison is a paired one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 import numpy as np
 import numpy.typing as npt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
@@ -47,27 +42,21 @@ def resample(n: int, resamples: int, seed: int) -> Counts:
     return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
-def of_mean(values: npt.ArrayLike, counts: Counts) -> Interval:
-    """Return the mean of ``values`` (seeds, n) or (n,), with the percentile interval over its prompts."""
+def resampled_mean(values: npt.ArrayLike, counts: Counts) -> Floats:
+    """Return the mean of ``values`` (seeds, n) over seeds and prompts in each resample: (resamples,)."""
     per_prompt = np.atleast_2d(np.asarray(values, np.float64)).mean(0)
-    low, high = np.percentile(counts @ per_prompt / counts.sum(1), TAILS)
-    return Interval(value=float(per_prompt.mean()), low=float(low), high=float(high))
+    return np.asarray(counts @ per_prompt / counts.sum(1))
 
 
-def of_statistic(value: float, statistic: Callable[[Counts], Floats], counts: Counts) -> Interval:
-    """Return ``value`` with the spread of a statistic that is no mean, such as a Frechet distance.
+def interval(value: float, resampled: Floats) -> Interval:
+    """Return ``value`` with the 95 % of its resamples around it.
 
     A resample holds fewer distinct pictures than the sample, which alone raises a Frechet distance, so the
-    percentiles are moved by the difference of the resamples' mean from the value: the interval states how far
-    chance among the prompts moves the figure, and not the bias that any figure of n pictures has.
-
-    Args:
-        value: the figure of the sample itself.
-        statistic: maps counts (r, n) to r figures.
-        counts: the resamples, (r, n).
+    percentiles are moved by the difference of the resamples' mean from the value. The interval states how far
+    chance among the prompts moves the figure, and not the bias that every figure of n pictures has. The
+    percentiles of a mean are moved by no more than the chance of the resampling itself.
     """
-    found = statistic(counts)
-    low, high = np.percentile(found, TAILS) + (value - found.mean())
+    low, high = np.percentile(resampled, TAILS) + (value - resampled.mean())
     return Interval(value=value, low=float(low), high=float(high))
 
 

@@ -2,57 +2,43 @@
 
 A picture of concept c is right when, among the prototypes of the 148 iconic concepts (mean judge feature of
 all real drawings of a concept), c's is the nearest: retrieval R@1, the sticker world's analogue of the CLIP
-score. The background is right when the median border colour is nearest to the named one. Real pictures do not
-reach 1 either; their own figure, with a picture's own style left out of the prototype, is the honest ceiling.
+score. Its style is right when, among the prototypes of the seven styles (mean over the drawings of all other
+concepts), the named one is the nearest; ImageNet features tell styles badly apart, so read that figure beside
+the real pictures' own. The background is right when the median border colour is nearest to the named one.
+Real pictures do not reach 1 either; their own figure, with a picture's own style left out of its concept's
+prototype, is the honest ceiling.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from flashbulb.distill.data.words import BACKGROUNDS, ICONIC, STYLES
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from flashbulb.distill.data.stickers import Sticker, Stickers
 
 Features = npt.NDArray[np.float32]
+Outcomes = dict[str, npt.NDArray[np.bool_]]
 INPUT_SIZE = 128
 
 
-class Alignment(msgspec.Struct, frozen=True, kw_only=True):
-    """Alignment of pictures with their captions; every field is a share in 0..1."""
+class Eyes:
+    """The judge's network, EfficientNet-Lite2 of ImageNet: good for pictures of any world."""
 
-    retrieval_at_1: float
-    retrieval_at_10: float
-    background: float
-    pictures: int
-
-
-class Judge:
-    """Judge features (EfficientNet-Lite2, ImageNet) and the prototypes of the iconic concepts."""
-
-    def __init__(self, data: Stickers) -> None:
+    def __init__(self) -> None:
         from flashbulb.distill.features import efficientnet
 
         self.network = efficientnet("lite2")
-        wanted = set(ICONIC)
-        self.reference = [s for s in data.items if s.concept in wanted]
-        pictures = data.composite(self.reference, ["white"] * len(self.reference))
-        raw = self.raw_features(pictures)
-        self.mean, self.std = raw.mean(0), raw.std(0) + 1e-3
-        self.real = self._normal(raw)
-        self.sums = np.stack(
-            [self.real[[i for i, s in enumerate(self.reference) if s.concept == c]].sum(0) for c in ICONIC]
-        )
-        self.index = {concept: i for i, concept in enumerate(ICONIC)}
 
-    def raw_features(self, pictures: torch.Tensor) -> Features:
+    def __call__(self, pictures: torch.Tensor) -> Features:
         """Return pooled features (n, 1280) of pictures (n, 3, h, w) in [-1, 1]."""
         import torch
 
@@ -62,41 +48,69 @@ class Judge:
             parts = [pooled(self.network, to_network(p, INPUT_SIZE)) for p in pictures.float().split(64)]
         return torch.cat(parts).numpy()
 
+
+class Judge:
+    """Prototypes of the iconic concepts and of the styles, from real drawings on white."""
+
+    def __init__(self, data: Stickers, eyes: Eyes) -> None:
+        wanted = set(ICONIC)
+        reference = [s for s in data.items if s.concept in wanted]
+        raw = eyes(data.composite(reference, ["white"] * len(reference)))
+        self.mean, self.std = raw.mean(0), raw.std(0) + 1e-3
+        self.concept = {name: i for i, name in enumerate(ICONIC)}
+        self.style = {name: i for i, name in enumerate(STYLES)}
+        self.sums = np.zeros((len(ICONIC), len(STYLES), raw.shape[1]), np.float32)
+        """Sum of the features of the drawings of each concept in each style."""
+        for sticker, feature in zip(reference, self._normal(raw), strict=True):
+            self.sums[self.concept[sticker.concept], self.style[sticker.style]] += feature
+
+    def outcomes(self, raw: Features, asked: Sequence[Sticker], *, real: bool = False) -> Outcomes:
+        """Judge pictures by their features (n, 1280) against the stickers that were asked for.
+
+        Args:
+            raw: what the eyes saw.
+            asked: one sticker of an iconic concept for each picture.
+            real: the pictures are those stickers themselves, so that the drawings of a sticker's own style
+                must be left out of the concepts' prototypes.
+        """
+        features = self._normal(raw)
+        concepts = np.array([self.concept[s.concept] for s in asked])
+        styles = np.array([self.style[s.style] for s in asked])
+        rank = self._ranks(features, concepts, styles, leave_style_out=real)
+        return {
+            "retrieval_at_1": rank < 1,
+            "retrieval_at_10": rank < 10,
+            "style": self._nearest_style(features, concepts) == styles,
+        }
+
     def _normal(self, raw: Features) -> Features:
-        scaled = (raw - self.mean) / self.std
-        return (scaled / np.linalg.norm(scaled, axis=1, keepdims=True)).astype(np.float32)
+        return _unit((raw - self.mean) / self.std).astype(np.float32)
 
-    def alignment(self, pictures: torch.Tensor, concepts: list[str], backgrounds: list[str]) -> Alignment:
-        """Judge pictures (n, 3, h, w) in [-1, 1] of iconic concepts against what was asked for."""
-        scores = self._normal(self.raw_features(pictures)) @ _unit(self.sums).T
-        return self._record(scores, pictures, concepts, backgrounds)
+    def _ranks(
+        self,
+        features: Features,
+        concepts: npt.NDArray[np.int64],
+        styles: npt.NDArray[np.int64],
+        *,
+        leave_style_out: bool,
+    ) -> npt.NDArray[np.int64]:
+        """Return how many concepts lie nearer to each picture than its own."""
+        all_styles = self.sums.sum(1)
+        scores = features @ _unit(all_styles).T
+        for style in range(len(STYLES)) if leave_style_out else ():
+            rows = styles == style
+            scores[rows] = features[rows] @ _unit(all_styles - self.sums[:, style]).T
+        own = scores[np.arange(len(concepts)), concepts]
+        return np.asarray((scores > own[:, None]).sum(1))
 
-    def ceiling(self, data: Stickers, stickers: list[Sticker], backgrounds: list[str]) -> Alignment:
-        """Judge real pictures, each against prototypes that its own style is left out of."""
-        pictures = data.composite(stickers, backgrounds)
-        features = self._normal(self.raw_features(pictures))
-        scores = np.empty((len(stickers), len(ICONIC)), np.float32)
-        for style in STYLES:
-            own = [i for i, s in enumerate(self.reference) if s.style == style]
-            sums = self.sums.copy()
-            for i in own:
-                sums[self.index[self.reference[i].concept]] -= self.real[i]
-            rows = [i for i, s in enumerate(stickers) if s.style == style]
-            scores[rows] = features[rows] @ _unit(sums).T
-        return self._record(scores, pictures, [s.concept for s in stickers], backgrounds)
-
-    def _record(
-        self, scores: Features, pictures: torch.Tensor, concepts: list[str], backgrounds: list[str]
-    ) -> Alignment:
-        wanted = np.array([self.index[c] for c in concepts])
-        rank = (scores > scores[np.arange(len(wanted)), wanted][:, None]).sum(1)
-        right = [a == b for a, b in zip(background_of(pictures), backgrounds, strict=True)]
-        return Alignment(
-            retrieval_at_1=float((rank < 1).mean()),
-            retrieval_at_10=float((rank < 10).mean()),
-            background=float(np.mean(right)),
-            pictures=len(concepts),
-        )
+    def _nearest_style(self, features: Features, concepts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return the nearest style of each picture, by drawings of other concepts than its own."""
+        all_concepts = self.sums.sum(0)
+        found = np.empty(len(features), np.int64)
+        for concept in set(concepts.tolist()):
+            rows = concepts == concept
+            found[rows] = (features[rows] @ _unit(all_concepts - self.sums[concept]).T).argmax(1)
+        return found
 
 
 def _unit(vectors: Features) -> Features:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
+from flashbulb.distill.metrics.bootstrap import Interval
+from flashbulb.distill.metrics.figures import Figure
 from flashbulb.distill.metrics.pictures import save_pictures
 from flashbulb.distill.samplers import SamplerName
 from flashbulb.distill.timesteps import TimestepName
@@ -17,18 +20,21 @@ if TYPE_CHECKING:
 
     from flashbulb.distill.checkpoint import Checkpoint
     from flashbulb.distill.data.stickers import Sticker, Stickers
-    from flashbulb.distill.metrics.judge import Judge
+    from flashbulb.distill.metrics.evaluation import Evaluation, Examiner
+    from flashbulb.distill.metrics.prompts import Prompts
+
+MEASUREMENTS = "eval.npz"
 
 
 class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Judge a checkpoint of the sticker world."""
+    """Judge a checkpoint: of the sticker world, or with ``prompts`` of any other."""
 
     checkpoint: str = "embedded:student"
     """Diffusers folder, Hub id, embedded:teacher or embedded:student."""
     split: Literal["train", "combination"] = "train"
     """Prompts: training captions, or held-out style x concept combinations."""
     pictures: Annotated[int, msgspec.Meta(ge=2)] = 148
-    """Pictures to draw (at most the split's number of iconic stickers for combinations)."""
+    """Pictures to draw, one a prompt; a file of prompts is read from its start and may hold fewer."""
     steps: Annotated[int, msgspec.Meta(gt=0)] = 1
     """Sampling steps."""
     sampler: SamplerName = "ddim"
@@ -38,66 +44,158 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     guidance: Annotated[float, msgspec.Meta(ge=1)] = 1.0
     """Classifier-free guidance scale; one-step students use 1."""
     seed: int = 0
-    """Seed of prompts and noise."""
+    """Seed of prompts, noise and resampling."""
+    seeds: Annotated[int, msgspec.Meta(gt=0)] = 1
+    """Sets of pictures of the same prompts, each of its own noise: figures are means, with their spread."""
+    resamples: Annotated[int, msgspec.Meta(ge=20)] = 1000
+    """Bootstrap resamples of the prompts behind each interval."""
     per_caption: Annotated[int, msgspec.Meta(ge=2)] = 4
     """Pictures of each of 32 captions drawn for the diversity figure."""
+    prompts: str = ""
+    """File of captions, one a line, or ``.jsonl`` with ``text`` and ``file_name`` of a real picture."""
+    real: str = ""
+    """Folder of real pictures to compare with, instead of those that belong to the prompts."""
+    inception: str = ""
+    """File with FID's Inception weights (pt_inception-2015-12-05): adds FID proper."""
+    clip: str = ""
+    """Folder or Hub id of a CLIP: adds the CLIP score."""
+    against: str = ""
+    """Folder of an earlier eval on the same prompts: adds the differences from it."""
     out: str = "runs/eval"
-    """Folder for ``eval.json``, the picture grid, and ``pictures/`` one by one for flashbulb vote."""
+    """Folder for ``eval.json``, ``eval.npz`` with all measurements, ``grid.png``, and ``pictures/`` for `vote`."""
 
 
 class EvalRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Figures of one checkpoint on one set of prompts; ``real_*`` are real pictures' own."""
+    """Figures of one checkpoint on one set of prompts."""
 
     checkpoint: str
     sha256: str
     split: str
+    """Split of the stickers, or the file of the prompts."""
+    prompts_sha256: str
+    pictures: int
+    """Pictures of each seed."""
+    real_pictures: int
+    seeds: tuple[int, ...]
     steps: int
     sampler: str
     timesteps: str
     guidance: float
-    pictures: int
-    seed: int
-    retrieval_at_1: float
-    retrieval_at_10: float
-    background: float
-    frechet: float
-    diversity: float
-    sharpness: float
-    real_retrieval_at_1: float
-    real_retrieval_at_10: float
-    real_background: float
-    real_frechet_floor: float
-    real_sharpness: float
+    resamples: int
+    figures: dict[str, Figure]
+    against: str = ""
+    """What the differences are from."""
+    differences: dict[str, Interval] = {}
+    """Figures minus those of ``against``, resampled in pairs."""
+    notes: tuple[str, ...] = ()
+    """What was not measured, and why."""
 
 
 def run(config: EvalConfig) -> EvalRecord:
-    """Draw, judge, write ``eval.json`` and ``grid.png`` into ``config.out``, and return the record."""
+    """Draw, judge, write ``eval.json``, ``eval.npz`` and ``grid.png`` into ``config.out``; return the record.
+
+    Raises:
+        CheckpointError: for a checkpoint that cannot be opened.
+        ValueError: for prompts, pictures or weights that cannot be read, or an ``against`` of other prompts.
+    """
     return run_all([config])[0]
 
 
 def run_all(configs: list[EvalConfig]) -> list[EvalRecord]:
-    """Do what :func:`run` does for several checkpoints, with one judge."""
+    """Do what :func:`run` does for several checkpoints, with the judge of the first."""
     from flashbulb.distill.checkpoint import Checkpoint
-    from flashbulb.distill.data.stickers import Stickers
-    from flashbulb.distill.metrics.judge import Judge
+    from flashbulb.distill.metrics.evaluation import Evaluation, Examiner
 
-    checkpoints, data = [Checkpoint.open(c.checkpoint) for c in configs], Stickers()
-    judge = Judge(data)
-    return [_run(config, c, judge, data) for config, c in zip(configs, checkpoints, strict=True)]
+    against = {c.against: Evaluation.load(Path(c.against) / MEASUREMENTS) for c in configs if c.against}
+    checkpoints, examiner = [Checkpoint.open(c.checkpoint) for c in configs], Examiner.open(configs[0])
+    return [
+        _run(config, checkpoint, examiner, against.get(config.against))
+        for config, checkpoint in zip(configs, checkpoints, strict=True)
+    ]
 
 
-def _run(config: EvalConfig, checkpoint: Checkpoint, judge: Judge, data: Stickers) -> EvalRecord:
-    out = Path(config.out)
-    stickers, backgrounds = choose_prompts(data, config)
-    captions = data.captions(stickers, backgrounds)
-    pictures = draw_pictures(checkpoint, captions, config, seed=config.seed)
-    record = _record(config, checkpoint, judge, data, pictures, stickers, backgrounds)
+def _run(
+    config: EvalConfig, checkpoint: Checkpoint, examiner: Examiner, against: Evaluation | None
+) -> EvalRecord:
+    from flashbulb.distill.metrics.evaluation import evaluate
+
+    out, pictures = Path(config.out), list[torch.Tensor]()
+    prompts = open_prompts(config, examiner.data, checkpoint.image_size)
+    if against is not None and against.captions != prompts.captions:
+        raise ValueError(f"wanted an eval of the same prompts in {config.against}, got one of others")
+    evaluation = evaluate(checkpoint, config, examiner, prompts=prompts, on_pictures=pictures.append)
+    record = describe(config, checkpoint, prompts, evaluation, against)
     out.mkdir(parents=True, exist_ok=True)
+    evaluation.save(out / MEASUREMENTS)
     (out / "eval.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-    save_grid(pictures[:96], out / "grid.png")
-    (out / "grid.txt").write_text("\n".join(captions[:96]) + "\n")
-    save_pictures(pictures, captions, out / "pictures")
+    save_grid(pictures[0][:96], out / "grid.png")
+    (out / "grid.txt").write_text("\n".join(prompts.captions[:96]) + "\n")
+    save_pictures(pictures[0], list(prompts.captions), out / "pictures")
     return record
+
+
+def describe(
+    config: EvalConfig,
+    checkpoint: Checkpoint,
+    prompts: Prompts,
+    evaluation: Evaluation,
+    against: Evaluation | None = None,
+) -> EvalRecord:
+    """Compute the figures of an evaluation, and its differences from another."""
+    from flashbulb.distill.metrics.figures import differences, figures
+
+    chance = {"resamples": config.resamples, "seed": config.seed}
+    return EvalRecord(
+        checkpoint=config.checkpoint,
+        sha256=checkpoint.sha256(),
+        split=config.prompts or config.split,
+        prompts_sha256=prompts.sha256(),
+        pictures=len(evaluation.captions),
+        real_pictures=0 if prompts.real is None else len(prompts.real),
+        seeds=evaluation.seeds,
+        steps=config.steps,
+        sampler=config.sampler,
+        timesteps=config.timesteps,
+        guidance=config.guidance,
+        resamples=config.resamples,
+        figures=figures(evaluation, **chance),
+        against=config.against,
+        differences={} if against is None else differences(evaluation, against, **chance),
+        notes=_notes(config, prompts),
+    )
+
+
+def _notes(config: EvalConfig, prompts: Prompts) -> tuple[str, ...]:
+    """Say what was not measured."""
+    missing = {
+        "retrieval, style and background: only in the sticker world": not config.prompts,
+        "clip_score: no --clip": bool(config.clip),
+        "fid: no --inception": bool(config.inception),
+        "frechet, precision and recall: no real pictures (--real)": prompts.real is not None,
+        "what two sets of real pictures reach: too few of them": prompts.real is None
+        or prompts.floor is not None,
+    }
+    return tuple(note for note, measured in missing.items() if not measured)
+
+
+def open_prompts(config: EvalConfig, data: Stickers | None, size: int) -> Prompts:
+    """Return what ``config`` asks for: of a file, or of the stickers; ``real`` replaces the real pictures.
+
+    Raises:
+        ValueError: for files that cannot be read.
+    """
+    from flashbulb.distill.metrics.prompts import embedded_prompts, read_prompts, read_real
+
+    if config.prompts:
+        found = read_prompts(Path(config.prompts), count=config.pictures, size=size)
+    else:
+        assert data is not None
+        found = embedded_prompts(data, *choose_prompts(data, config), config.seed)
+    if not config.real:
+        return found
+    count = len(found.captions)
+    real, floor = read_real(Path(config.real), count=count, size=size, seed=config.seed)
+    return dataclasses.replace(found, real=real, floor=floor, paired=False)
 
 
 def choose_prompts(data: Stickers, config: EvalConfig) -> tuple[list[Sticker], list[str]]:
@@ -144,49 +242,6 @@ def draw_pictures(
             )
             pictures.append(vae.decode(x0 / scale).sample.clamp(-1, 1))
     return torch.cat(pictures)
-
-
-def _record(
-    config: EvalConfig,
-    checkpoint: Checkpoint,
-    judge: Judge,
-    data: Stickers,
-    pictures: torch.Tensor,
-    stickers: list[Sticker],
-    backgrounds: list[str],
-) -> EvalRecord:
-    from flashbulb.distill.metrics.detail import diversity, sharpness
-    from flashbulb.distill.metrics.frechet import frechet_distance
-
-    real = data.composite(stickers, backgrounds)
-    features, real_features = judge.raw_features(pictures), judge.raw_features(real)
-    found = judge.alignment(pictures, [s.concept for s in stickers], backgrounds)
-    ceiling = judge.ceiling(data, stickers, backgrounds)
-    repeated = [c for c in data.captions(stickers, backgrounds)[:32] for _ in range(config.per_caption)]
-    again = draw_pictures(checkpoint, repeated, config, seed=config.seed + 1)
-    half = len(real_features) // 2
-    return EvalRecord(
-        checkpoint=config.checkpoint,
-        sha256=checkpoint.sha256(),
-        split=config.split,
-        steps=config.steps,
-        sampler=config.sampler,
-        timesteps=config.timesteps,
-        guidance=config.guidance,
-        pictures=len(pictures),
-        seed=config.seed,
-        retrieval_at_1=found.retrieval_at_1,
-        retrieval_at_10=found.retrieval_at_10,
-        background=found.background,
-        frechet=frechet_distance(features, real_features),
-        diversity=float(diversity(judge.raw_features(again), repeated).mean()),
-        sharpness=float(sharpness(pictures).mean()),
-        real_retrieval_at_1=ceiling.retrieval_at_1,
-        real_retrieval_at_10=ceiling.retrieval_at_10,
-        real_background=ceiling.background,
-        real_frechet_floor=frechet_distance(real_features[:half], real_features[half:]),
-        real_sharpness=float(sharpness(real).mean()),
-    )
 
 
 def save_grid(pictures: torch.Tensor, file: Path, *, columns: int = 12) -> None:

@@ -72,7 +72,7 @@ def test_it_ends_in_bundle_and_report(made: Path) -> None:
     assert "Judged on 4 prompts (train)" in page
     judged = json.loads((run / "judge/student/eval.json").read_text())
     assert judged["pictures"] == 4
-    assert judged["real_background"] == 1.0
+    assert judged["figures"]["background"]["real"] == 1.0
     report = json.loads((run / "report.json").read_text())
     assert report["parity"]
     assert report["latency"]

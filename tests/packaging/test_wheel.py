@@ -14,9 +14,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = ("distill", "compress", "export", "runtimes", "apps")
 SOURCES = ("pyproject.toml", "README.md", ".src", ".licenses", *PACKAGES)
 NOT_PYTHON = ("apps/ios", "apps/android", "apps/web")
-DATA = (
-    ".yaml", ".jinja", ".json", ".txt", ".safetensors", ".parquet", ".md", ".html", ".css", ".js", ".svg", ".slurm"
-)  # fmt: skip
+DATA = (".yaml", ".jinja", ".json", ".txt", ".safetensors", ".parquet", ".md", ".html", ".css", ".js", ".svg")
+DATA += (".slurm",)
 
 pytestmark = pytest.mark.packaging
 

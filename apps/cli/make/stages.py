@@ -247,9 +247,13 @@ def _report(config: MakeConfig, part: ReportPart, root: Path, parents: list[str]
 FIGURES = {
     "retrieval_at_1": "R@1",
     "retrieval_at_10": "R@10",
+    "style": "style",
     "background": "background",
     "frechet": "Frechet",
+    "precision": "precision",
+    "recall": "recall",
     "sharpness": "sharpness",
+    "diversity": "diversity",
 }
 
 
@@ -257,22 +261,18 @@ def _figures(root: Path) -> dict[str, list[dict[str, float | int | str]]]:
     """Return the judge's table: one row a checkpoint, and what real pictures reach."""
     files = [f for name in (STUDENT, TEACHER) if (f := root / JUDGE / name / "eval.json").is_file()]
     records = {file.parent.name: json.loads(file.read_text()) for file in files}
+    shown = {title: field for field, title in FIGURES.items() if field in records[STUDENT]["figures"]}
     rows: list[dict[str, float | int | str]] = [
         {"pictures of": f"{name}, {r['steps']} step{'s' * (r['steps'] > 1)}"}
-        | {title: r[field] for field, title in FIGURES.items()}
-        | {"diversity": r["diversity"]}
+        | {title: r["figures"][field]["value"] for title, field in shown.items()}
         for name, r in records.items()
     ]
     real = records[STUDENT]
-    rows.append(
-        {"pictures of": "real stickers", "R@1": real["real_retrieval_at_1"]}
-        | {
-            "R@10": real["real_retrieval_at_10"],
-            "background": real["real_background"],
-            "Frechet": real["real_frechet_floor"],
-        }
-        | {"sharpness": real["real_sharpness"], "diversity": "–"}
-    )
+    reached: dict[str, float | int | str] = {"pictures of": "real stickers"}
+    for title, field in shown.items():
+        found = real["figures"][field]["real"]
+        reached[title] = "–" if found is None else found
+    rows.append(reached)
     return {f"judged on {real['pictures']} prompts ({real['split']})": rows}
 
 

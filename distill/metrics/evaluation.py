@@ -1,0 +1,199 @@
+"""Draw and measure: what is known of each picture of a checkpoint, from which all figures are computed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flashbulb.distill.metrics.detail import diversity, high_frequency_ratio, sharpness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from flashbulb.distill.checkpoint import Checkpoint
+    from flashbulb.distill.data.stickers import Stickers
+    from flashbulb.distill.metrics.clip_score import ClipScorer
+    from flashbulb.distill.metrics.judge import Judge
+    from flashbulb.distill.metrics.prompts import Prompts
+    from flashbulb.distill.metrics.stage import EvalConfig
+
+Floats = npt.NDArray[np.float64]
+Features = npt.NDArray[np.float32]
+ARRAYS = ("scores", "repeated", "features", "real", "floor")
+REPEATED_CAPTIONS = 32
+"""Captions of which several pictures are drawn for the diversity."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Measurements of every picture; the figures are in `flashbulb.distill.metrics.figures`."""
+
+    captions: tuple[str, ...]
+    seeds: tuple[int, ...]
+    scores: dict[str, Floats]
+    """Figure -> (seeds, prompts), of which it is the mean."""
+    repeated: dict[str, Floats] = field(default_factory=dict)
+    """Figure -> (seeds, captions), where a caption was drawn several times."""
+    features: dict[str, Features] = field(default_factory=dict)
+    """Network -> features (seeds, prompts, d)."""
+    real: dict[str, Features] = field(default_factory=dict)
+    """Network -> features of real pictures (m, d)."""
+    floor: dict[str, Features] = field(default_factory=dict)
+    """Network -> features of as many other real pictures."""
+    paired: bool = False
+    """Whether real picture i belongs to prompt i, so that they are resampled together."""
+    real_scores: dict[str, float] = field(default_factory=dict)
+    """Figure -> what real pictures reach."""
+
+    def save(self, file: Path) -> None:
+        """Write everything into one ``.npz``, through a temporary name."""
+        arrays = {f"{kind}/{k}": v for kind in ARRAYS for k, v in getattr(self, kind).items()}
+        plain = {k: getattr(self, k) for k in ("captions", "seeds", "paired", "real_scores")}
+        temporary = file.with_name(f".{file.name}.partial.npz")
+        np.savez_compressed(temporary, plain=np.array(json.dumps(plain)), **arrays)
+        temporary.replace(file)
+
+    @classmethod
+    def load(cls, file: Path) -> Evaluation:
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: when there is no such file.
+        """
+        if not file.is_file():
+            raise ValueError(
+                f"wanted the folder of an earlier eval with {file.name} in it, got {file.parent}"
+            )
+        with np.load(file, allow_pickle=False) as found:
+            plain = json.loads(str(found["plain"]))
+            arrays: dict[str, Any] = {kind: {} for kind in ARRAYS}
+            for name in found.files:
+                kind, _, key = name.partition("/")
+                if key:
+                    arrays[kind][key] = found[name]
+        plain |= {"captions": tuple(plain["captions"]), "seeds": tuple(plain["seeds"])}
+        return cls(**plain, **arrays)
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """The networks that look at pictures, loaded once for many checkpoints."""
+
+    networks: dict[str, Callable[[torch.Tensor], Features]]
+    """Name -> features (n, d) of pictures in [-1, 1]."""
+    data: Stickers | None = None
+    judge: Judge | None = None
+    """With ``data``: in the sticker world only."""
+    clip: ClipScorer | None = None
+
+    @classmethod
+    def open(cls, config: EvalConfig) -> Examiner:
+        """Load what ``config`` asks for.
+
+        Raises:
+            ValueError: for Inception weights or a CLIP that cannot be read.
+            MissingExtra: when the judge's network is not installed.
+        """
+        from flashbulb.distill.metrics.clip_score import ClipScorer
+        from flashbulb.distill.metrics.inception import Inception
+        from flashbulb.distill.metrics.judge import Eyes, Judge
+
+        clip = ClipScorer(config.clip) if config.clip else None
+        inception = Inception.open(config.inception) if config.inception else None
+        networks: dict[str, Any] = {"judge": Eyes()}
+        if inception is not None:
+            networks["inception"] = lambda pictures: inception(pictures).numpy()
+        if config.prompts:
+            return cls(networks, clip=clip)
+        from flashbulb.distill.data.stickers import Stickers
+
+        data = Stickers()
+        return cls(networks, data, Judge(data, networks["judge"]), clip)
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    config: EvalConfig,
+    examiner: Examiner,
+    *,
+    prompts: Prompts | None = None,
+    on_pictures: Callable[[torch.Tensor], object] | None = None,
+) -> Evaluation:
+    """Draw ``config.seeds`` sets of pictures and measure every picture.
+
+    Args:
+        checkpoint: what draws.
+        config: how it draws; ``config.checkpoint`` plays no part.
+        examiner: what looks.
+        prompts: what is asked for; by default what ``config`` says.
+        on_pictures: called with the pictures (n, 3, h, w) of each seed.
+    """
+    from flashbulb.distill.metrics.stage import draw_pictures, open_prompts
+
+    prompts = prompts or open_prompts(config, examiner.data, checkpoint.image_size)
+    seen = {
+        name: _look(examiner, p) for name in ("real", "floor") if (p := getattr(prompts, name)) is not None
+    }
+    repeated = [c for c in prompts.captions[:REPEATED_CAPTIONS] for _ in range(config.per_caption)]
+    seeds = tuple(config.seed + 2 * i for i in range(config.seeds))
+    scores, features, diversities = [], [], []
+    for seed in seeds:
+        pictures = draw_pictures(checkpoint, list(prompts.captions), config, seed=seed)
+        features.append(_look(examiner, pictures))
+        scores.append(measure(examiner, prompts, pictures, features[-1]["judge"]))
+        again = draw_pictures(checkpoint, repeated, config, seed=seed + 1)
+        diversities.append(diversity(examiner.networks["judge"](again), repeated))
+        if on_pictures is not None:
+            on_pictures(pictures)
+    return Evaluation(
+        captions=prompts.captions,
+        seeds=seeds,
+        scores={name: np.stack([s[name] for s in scores]) for name in scores[0]},
+        repeated={"diversity": np.stack(diversities)},
+        features={name: np.stack([f[name] for f in features]) for name in features[0]},
+        real=seen.get("real", {}),
+        floor=seen.get("floor", {}),
+        paired=prompts.paired,
+        real_scores=_real_scores(examiner, prompts, seen),
+    )
+
+
+def measure(
+    examiner: Examiner, prompts: Prompts, pictures: torch.Tensor, judged: Features, *, real: bool = False
+) -> dict[str, Floats]:
+    """Measure pictures (n, 3, h, w), one a prompt, whose judge features (n, d) are known."""
+    from flashbulb.distill.metrics.judge import background_of
+
+    found: dict[str, npt.NDArray[Any]] = {}
+    if examiner.judge is not None and prompts.stickers:
+        found |= examiner.judge.outcomes(judged, prompts.stickers, real=real)
+        pairs = zip(background_of(pictures), prompts.backgrounds, strict=True)
+        found["background"] = np.array([seen == asked for seen, asked in pairs])
+    if examiner.clip is not None:
+        found["clip_score"] = examiner.clip(pictures, prompts.captions)
+    found |= {"sharpness": sharpness(pictures), "high_frequency": high_frequency_ratio(pictures)}
+    return {name: np.asarray(values, np.float64) for name, values in found.items()}
+
+
+def _look(examiner: Examiner, pictures: torch.Tensor) -> dict[str, Features]:
+    return {name: network(pictures) for name, network in examiner.networks.items()}
+
+
+def _real_scores(
+    examiner: Examiner, prompts: Prompts, seen: dict[str, dict[str, Features]]
+) -> dict[str, float]:
+    """Return what real pictures reach: where they are of the captions, in everything, else in detail."""
+    if prompts.real is None:
+        return {}
+    if prompts.paired:
+        found = measure(examiner, prompts, prompts.real, seen["real"]["judge"], real=True)
+    else:
+        found = {"sharpness": sharpness(prompts.real), "high_frequency": high_frequency_ratio(prompts.real)}
+    return {name: float(values.mean()) for name, values in found.items()}
