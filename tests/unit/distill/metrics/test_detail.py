@@ -24,10 +24,14 @@ def test_sharpness_is_scipys_laplacian(pictures):
 
 
 def test_energy_of_a_wave_is_where_its_frequency_is():
-    x = torch.arange(64)
-    low, high = (torch.cos(2 * torch.pi * f * x / 64).expand(3, 64, 64) for f in (4, 28))
-    found = high_frequency_ratio(torch.stack([low, high, low + 0.5 * high]))
-    assert found == pytest.approx([0, 1, 0.25 / 1.25], abs=1e-6)
+    """The limit, a quarter cycle a pixel, lies at sixteen waves on 64 pixels, in whatever direction."""
+    x, y = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="xy")
+    waves = [(15, 0), (17, 0), (0, 15), (0, 17), (11, 11), (12, 12)]
+    below, above, *others = (
+        torch.cos(2 * torch.pi * (f * x + g * y) / 64).expand(3, 64, 64) for f, g in waves
+    )
+    found = high_frequency_ratio(torch.stack([below, above, *others, below + 0.5 * above]))
+    assert found == pytest.approx([0, 1, 0, 1, 0, 1, 0.25 / 1.25], abs=1e-6)
 
 
 def test_contrast_does_not_change_the_ratio_and_a_flat_picture_has_none(pictures):
