@@ -118,12 +118,29 @@ class Examiner:
         return cls(networks, data, Judge(data, networks["judge"]), clip)
 
 
+@dataclass(frozen=True)
+class Reference:
+    """Prompts, and what is known of their real pictures; the same for every checkpoint that is asked."""
+
+    prompts: Prompts
+    real: dict[str, Features]
+    floor: dict[str, Features]
+    scores: dict[str, float]
+    """Figure -> what real pictures reach."""
+
+    @classmethod
+    def of(cls, prompts: Prompts, examiner: Examiner) -> Reference:
+        """Look at the real pictures of ``prompts``."""
+        real, floor = ({} if p is None else _look(examiner, p) for p in (prompts.real, prompts.floor))
+        return cls(prompts, real, floor, _real_scores(examiner, prompts, real))
+
+
 def evaluate(
     checkpoint: Checkpoint,
     config: EvalConfig,
     examiner: Examiner,
     *,
-    prompts: Prompts | None = None,
+    reference: Reference | None = None,
     on_pictures: Callable[[torch.Tensor], object] | None = None,
 ) -> Evaluation:
     """Draw ``config.seeds`` sets of pictures and measure every picture.
@@ -132,15 +149,15 @@ def evaluate(
         checkpoint: what draws.
         config: how it draws; ``config.checkpoint`` plays no part.
         examiner: what looks.
-        prompts: what is asked for; by default what ``config`` says.
+        reference: what is asked for; by default what ``config`` says. Make it once for many checkpoints.
         on_pictures: called with the pictures (n, 3, h, w) of each seed.
     """
     from flashbulb.distill.metrics.stage import draw_pictures, open_prompts
 
-    prompts = prompts or open_prompts(config, examiner.data, checkpoint.image_size)
-    seen = {
-        name: _look(examiner, p) for name in ("real", "floor") if (p := getattr(prompts, name)) is not None
-    }
+    if reference is None:
+        prompts = open_prompts(config, examiner.data, checkpoint.image_size)
+        reference = Reference.of(prompts, examiner)
+    prompts = reference.prompts
     repeated = [c for c in prompts.captions[:REPEATED_CAPTIONS] for _ in range(config.per_caption)]
     seeds = tuple(config.seed + 2 * i for i in range(config.seeds))
     scores, features, diversities = [], [], []
@@ -158,10 +175,10 @@ def evaluate(
         scores={name: np.stack([s[name] for s in scores]) for name in scores[0]},
         repeated={"diversity": np.stack(diversities)},
         features={name: np.stack([f[name] for f in features]) for name in features[0]},
-        real=seen.get("real", {}),
-        floor=seen.get("floor", {}),
+        real=reference.real,
+        floor=reference.floor,
         paired=prompts.paired,
-        real_scores=_real_scores(examiner, prompts, seen),
+        real_scores=reference.scores,
     )
 
 
@@ -186,14 +203,12 @@ def _look(examiner: Examiner, pictures: torch.Tensor) -> dict[str, Features]:
     return {name: network(pictures) for name, network in examiner.networks.items()}
 
 
-def _real_scores(
-    examiner: Examiner, prompts: Prompts, seen: dict[str, dict[str, Features]]
-) -> dict[str, float]:
+def _real_scores(examiner: Examiner, prompts: Prompts, real: dict[str, Features]) -> dict[str, float]:
     """Return what real pictures reach: where they are of the captions, in everything, else in detail."""
     if prompts.real is None:
         return {}
     if prompts.paired:
-        found = measure(examiner, prompts, prompts.real, seen["real"]["judge"], real=True)
+        found = measure(examiner, prompts, prompts.real, real["judge"], real=True)
     else:
         found = {"sharpness": sharpness(prompts.real), "high_frequency": high_frequency_ratio(prompts.real)}
     return {name: float(values.mean()) for name, values in found.items()}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from flashbulb.distill.checkpoint import Checkpoint
     from flashbulb.distill.data.stickers import Sticker, Stickers
-    from flashbulb.distill.metrics.evaluation import Evaluation, Examiner
+    from flashbulb.distill.metrics.evaluation import Evaluation, Examiner, Reference
     from flashbulb.distill.metrics.prompts import Prompts
 
 MEASUREMENTS = "eval.npz"
@@ -62,7 +62,7 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     against: str = ""
     """Folder of an earlier eval on the same prompts: adds the differences from it."""
     out: str = "runs/eval"
-    """Folder for ``eval.json``, ``eval.npz`` with all measurements, ``grid.png``, and ``pictures/`` for `vote`."""
+    """Folder for ``eval.json``, measurements, a grid, and ``pictures/`` for `vote`."""
 
 
 class EvalRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,28 +102,43 @@ def run(config: EvalConfig) -> EvalRecord:
 
 
 def run_all(configs: list[EvalConfig]) -> list[EvalRecord]:
-    """Do what :func:`run` does for several checkpoints, with the judge of the first."""
+    """Do what :func:`run` does for several checkpoints, with the networks that the first one asks for."""
     from flashbulb.distill.checkpoint import Checkpoint
     from flashbulb.distill.metrics.evaluation import Evaluation, Examiner
 
     against = {c.against: Evaluation.load(Path(c.against) / MEASUREMENTS) for c in configs if c.against}
     checkpoints, examiner = [Checkpoint.open(c.checkpoint) for c in configs], Examiner.open(configs[0])
+    references: dict[tuple[Any, ...], Reference] = {}
     return [
-        _run(config, checkpoint, examiner, against.get(config.against))
+        _run(config, checkpoint, examiner, references, against.get(config.against))
         for config, checkpoint in zip(configs, checkpoints, strict=True)
     ]
 
 
 def _run(
-    config: EvalConfig, checkpoint: Checkpoint, examiner: Examiner, against: Evaluation | None
+    config: EvalConfig,
+    checkpoint: Checkpoint,
+    examiner: Examiner,
+    references: dict[tuple[Any, ...], Reference],
+    against: Evaluation | None,
 ) -> EvalRecord:
-    from flashbulb.distill.metrics.evaluation import evaluate
+    from flashbulb.distill.metrics.evaluation import Reference, evaluate
 
     out, pictures = Path(config.out), list[torch.Tensor]()
-    prompts = open_prompts(config, examiner.data, checkpoint.image_size)
+    size = checkpoint.image_size
+    key = (config.prompts, config.real, config.split, config.pictures, config.seed, size)
+    if key not in references:
+        references[key] = Reference.of(open_prompts(config, examiner.data, size), examiner)
+    prompts = references[key].prompts
     if against is not None and against.captions != prompts.captions:
         raise ValueError(f"wanted an eval of the same prompts in {config.against}, got one of others")
-    evaluation = evaluate(checkpoint, config, examiner, prompts=prompts, on_pictures=pictures.append)
+    evaluation = evaluate(
+        checkpoint,
+        config,
+        examiner,
+        reference=references[key],
+        on_pictures=pictures.append,
+    )
     record = describe(config, checkpoint, prompts, evaluation, against)
     out.mkdir(parents=True, exist_ok=True)
     evaluation.save(out / MEASUREMENTS)

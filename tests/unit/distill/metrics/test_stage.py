@@ -12,7 +12,7 @@ from PIL import Image
 from flashbulb.apps.cli import main
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.metrics.evaluation import Evaluation, Examiner, evaluate
-from flashbulb.distill.metrics.stage import EvalConfig, describe, open_prompts, run
+from flashbulb.distill.metrics.stage import EvalConfig, describe, open_prompts, run, run_all
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,31 @@ def test_measurements_can_be_redone_without_drawing(world: Path, tiny_sd: Path, 
     prompts = open_prompts(config, None, checkpoint.image_size)
     assert describe(config, checkpoint, prompts, found).figures["diversity"].value > 0
     assert isinstance(found, Evaluation)
+
+
+def test_in_the_sticker_world_real_stickers_stand_beside(tiny_sticker: Path, tmp_path: Path, monkeypatch):
+    """Two checkpoints share judge and real pictures; the judge's eyes are pixels here, to cost nothing."""
+    looked = []
+
+    class Eyes:
+        def __call__(self, pictures):
+            looked.append(len(pictures))
+            return pictures[:, :, ::8, ::8].flatten(1).numpy()
+
+    monkeypatch.setattr("flashbulb.distill.metrics.judge.Eyes", Eyes)
+    settings = {"pictures": 6, "per_caption": 2, "resamples": 50, "checkpoint": str(tiny_sticker)}
+    configs = [EvalConfig(out=str(tmp_path / name), **settings) for name in "ab"]
+    first, second = run_all(configs)
+    assert first.figures == second.figures
+    assert looked[1:] == [6, 6] + 2 * [
+        6,
+        12,
+    ]  # all stickers; real ones and their floor once; twice drawn ones
+    assert list(first.figures)[:4] == ["retrieval_at_1", "retrieval_at_10", "style", "background"]
+    assert first.figures["background"].real == 1.0
+    assert first.figures["frechet"].real > 0
+    assert first.figures["retrieval_at_1"].value < first.figures["retrieval_at_10"].real
+    assert first.notes == ("clip_score: no --clip", "fid: no --inception")
 
 
 @pytest.mark.parametrize(
