@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flashbulb.apps.cli import console
-from flashbulb.apps.cli.commands import DONE
+from flashbulb.apps.cli.commands import DONE, NUMBERS_FAIL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,13 +16,15 @@ if TYPE_CHECKING:
 
 
 def show(record: EvalRecord) -> int:
-    """Print the tables of an evaluation and what was not measured."""
+    """Print the tables of an evaluation and what was not measured; a broken condition gives exit code 1."""
     console.out.print(figures_table(record))
     if record.differences:
         console.out.print(differences_table(record))
     for note in record.notes:
         console.err.print(f"not measured: {note}", style="yellow", markup=False, soft_wrap=True)
-    return DONE
+    for sentence in record.failures:
+        console.complain(sentence)
+    return NUMBERS_FAIL if record.failures else DONE
 
 
 def figures_table(record: EvalRecord) -> Table:

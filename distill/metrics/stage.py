@@ -11,6 +11,7 @@ import msgspec
 
 from flashbulb.distill.metrics.bootstrap import Interval
 from flashbulb.distill.metrics.figures import Figure
+from flashbulb.distill.metrics.gates import Gate
 from flashbulb.distill.metrics.pictures import save_pictures
 from flashbulb.distill.samplers import SamplerName
 from flashbulb.distill.timesteps import TimestepName
@@ -61,6 +62,8 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Folder or Hub id of a CLIP: adds the CLIP score."""
     against: str = ""
     """Folder of an earlier eval on the same prompts: adds the differences from it."""
+    require: tuple[str, ...] = ()
+    """Conditions on figures, such as ``retrieval_at_1>=0.6`` or ``frechet<=450``; a broken one fails."""
     out: str = "runs/eval"
     """Folder for ``eval.json``, measurements, a grid, and ``pictures/`` for `vote`."""
 
@@ -89,6 +92,9 @@ class EvalRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Figures minus those of ``against``, resampled in pairs."""
     notes: tuple[str, ...] = ()
     """What was not measured, and why."""
+    require: tuple[str, ...] = ()
+    failures: tuple[str, ...] = ()
+    """Conditions of ``require`` that do not hold."""
 
 
 def run(config: EvalConfig) -> EvalRecord:
@@ -96,7 +102,8 @@ def run(config: EvalConfig) -> EvalRecord:
 
     Raises:
         CheckpointError: for a checkpoint that cannot be opened.
-        ValueError: for prompts, pictures or weights that cannot be read, or an ``against`` of other prompts.
+        ValueError: for prompts, pictures or weights that cannot be read, an ``against`` of other prompts, or
+            a condition in ``require`` that is none or on a figure that was not measured.
     """
     return run_all([config])[0]
 
@@ -106,6 +113,8 @@ def run_all(configs: list[EvalConfig]) -> list[EvalRecord]:
     from flashbulb.distill.checkpoint import Checkpoint
     from flashbulb.distill.metrics.evaluation import Evaluation, Examiner
 
+    for text in (text for config in configs for text in config.require):
+        Gate.parse(text)  # before hours of drawing
     against = {c.against: Evaluation.load(Path(c.against) / MEASUREMENTS) for c in configs if c.against}
     checkpoints, examiner = [Checkpoint.open(c.checkpoint) for c in configs], Examiner.open(configs[0])
     references: dict[tuple[Any, ...], Reference] = {}
@@ -160,6 +169,8 @@ def describe(
     from flashbulb.distill.metrics.figures import differences, figures
 
     chance = {"resamples": config.resamples, "seed": config.seed}
+    found = figures(evaluation, **chance)
+    failures = [Gate.parse(text).failure(found) for text in config.require]
     return EvalRecord(
         checkpoint=config.checkpoint,
         sha256=checkpoint.sha256(),
@@ -173,10 +184,12 @@ def describe(
         timesteps=config.timesteps,
         guidance=config.guidance,
         resamples=config.resamples,
-        figures=figures(evaluation, **chance),
+        figures=found,
         against=config.against,
         differences={} if against is None else differences(evaluation, against, **chance),
         notes=_notes(config, prompts),
+        require=config.require,
+        failures=tuple(filter(None, failures)),
     )
 
 

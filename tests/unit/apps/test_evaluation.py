@@ -40,3 +40,8 @@ def test_differences_say_whether_they_are_chance(capsys: pytest.CaptureFixture[s
     assert outcome.show(record(against="runs/teacher", differences=found)) == 0
     lines = capsys.readouterr().out.partition("less runs/teacher")[2].splitlines()
     assert [line.split()[-1] for line in lines if "retrieval" in line or "diversity" in line] == ["yes", "no"]
+
+
+def test_a_broken_condition_gives_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert outcome.show(record(failures=("wanted frechet <= 4, got 5",))) == 1
+    assert "wanted frechet <= 4, got 5" in capsys.readouterr().err

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from flashbulb.distill.metrics.evaluation import Evaluation
-from flashbulb.distill.metrics.figures import differences, estimates, figures
+from flashbulb.distill.metrics.figures import Figure, differences, estimates, figures
 from flashbulb.distill.metrics.frechet import frechet_distance
+from flashbulb.distill.metrics.gates import Gate
 from flashbulb.distill.metrics.manifold import precision_recall
 
 N, WIDTH = 80, 6
@@ -117,3 +118,29 @@ def test_it_survives_a_file(tmp_path: Path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["eval.npz"]
     with pytest.raises(ValueError, match="folder of an earlier eval"):
         Evaluation.load(tmp_path / "nothing" / "eval.npz")
+
+
+@pytest.mark.parametrize(
+    ("text", "failure"),
+    [
+        ("frechet<=4", None),
+        ("frechet >= 3.5", None),
+        ("frechet<=3.9", "wanted frechet <= 3.9, got 4"),
+        ("broken<=4", "wanted broken <= 4, got nan"),
+        ("broken>=4", "wanted broken >= 4, got nan"),
+    ],
+)
+def test_conditions_hold_or_say_what_is_wrong(text: str, failure: str | None):
+    found = {k: Figure(value=v, low=v, high=v) for k, v in (("frechet", 4.0), ("broken", float("nan")))}
+    assert Gate.parse(text).failure(found) == failure
+
+
+@pytest.mark.parametrize("text", ["frechet", "frechet<4", "frechet<=", "frechet<=1e", "<=4"])
+def test_what_is_no_condition_is_refused(text: str):
+    with pytest.raises(ValueError, match=r"such as frechet<=450, got '"):
+        Gate.parse(text)
+
+
+def test_a_condition_on_what_was_not_measured_is_refused():
+    with pytest.raises(ValueError, match="one of frechet, got one on 'fid'"):
+        Gate.parse("fid<=1").failure({"frechet": Figure(value=1, low=1, high=1)})

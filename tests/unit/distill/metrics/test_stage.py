@@ -49,7 +49,10 @@ def test_a_checkpoint_of_ones_own_is_judged(world: Path, tiny_sd: Path, tmp_path
     assert first.notes[0] == "retrieval, style and background: only in the sticker world"
     assert {p.name for p in (tmp_path / "a").iterdir()} == {"eval.json", "eval.npz", "grid.png", "grid.txt"}
     assert json.loads((tmp_path / "a/eval.json").read_text())["figures"]["frechet"]["value"] > 0
-    second = run(options(world, tiny_sd, tmp_path / "b", seeds=2, against=str(tmp_path / "a")))
+    second = run(
+        options(world, tiny_sd, tmp_path / "b", seeds=2, against=str(tmp_path / "a"), require=("frechet<=0",))
+    )
+    assert second.failures[0].startswith("wanted frechet <= 0, got ")
     assert {d.value for d in second.differences.values()} == {0.0}  # the same checkpoint, prompts and seeds
 
 
@@ -95,6 +98,7 @@ def test_in_the_sticker_world_real_stickers_stand_beside(tiny_sticker: Path, tmp
     [
         (["--prompts", "absent.txt"], "wanted a file with one caption a line"),
         (["--prompts", "{world}/prompts.jsonl", "--inception", "absent.pth"], "FID's Inception weights"),
+        (["--require", "frechet<4"], "such as frechet<=450"),
         (["--prompts", "{world}/prompts.jsonl", "--against", "absent"], "folder of an earlier eval"),
     ],
 )
