@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import pytest
 
 from flashbulb.apps.cli import outcome
+from flashbulb.apps.cli.make.stages import _figures
 from flashbulb.distill.metrics.bootstrap import Interval
 from flashbulb.distill.metrics.figures import Figure
 from flashbulb.distill.metrics.stage import EvalRecord
@@ -45,3 +49,17 @@ def test_differences_say_whether_they_are_chance(capsys: pytest.CaptureFixture[s
 def test_a_broken_condition_gives_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert outcome.show(record(failures=("wanted frechet <= 4, got 5",))) == 1
     assert "wanted frechet <= 4, got 5" in capsys.readouterr().err
+
+
+def test_make_puts_the_figures_of_student_teacher_and_real_stickers_below_one_another(tmp_path: Path) -> None:
+    for name, steps in (("student", 1), ("teacher", 25)):
+        file = tmp_path / "judge" / name / "eval.json"
+        file.parent.mkdir(parents=True)
+        file.write_bytes(msgspec.json.encode(msgspec.structs.replace(record(), steps=steps)))
+    assert _figures(tmp_path) == {
+        "judged on 8 prompts (train)": [
+            {"pictures of": "student, 1 step", "R@1": 0.625, "diversity": 0.05},
+            {"pictures of": "teacher, 25 steps", "R@1": 0.625, "diversity": 0.05},
+            {"pictures of": "real stickers", "R@1": 0.6875, "diversity": "–"},
+        ]
+    }
