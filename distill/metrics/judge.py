@@ -2,11 +2,11 @@
 
 A picture of concept c is right when, among the prototypes of the 148 iconic concepts (mean judge feature of
 all real drawings of a concept), c's is the nearest: retrieval R@1, the sticker world's analogue of the CLIP
-score. Its style is right when, among the prototypes of the seven styles (mean over the drawings of all other
-concepts), the named one is the nearest; ImageNet features tell styles badly apart, so read that figure beside
-the real pictures' own. The background is right when the median border colour is nearest to the named one.
-Real pictures do not reach 1 either; their own figure, with a picture's own style left out of its concept's
-prototype, is the honest ceiling.
+score. Its style is right when it departs from its concept's mean drawing most in the direction in which the
+drawings of the named style depart from those of all other concepts. ImageNet features tell styles badly
+apart, so read that figure beside the real pictures' own, and base no decision on it. The background is right
+when the median border colour is nearest to the named one. Real pictures do not reach 1 either; their own
+figure, with a picture's own style left out of its concept's prototype, is the honest ceiling.
 """
 
 from __future__ import annotations
@@ -61,8 +61,15 @@ class Judge:
         self.style = {name: i for i, name in enumerate(STYLES)}
         self.sums = np.zeros((len(ICONIC), len(STYLES), raw.shape[1]), np.float32)
         """Sum of the features of the drawings of each concept in each style."""
+        drawings = np.zeros((len(ICONIC), len(STYLES), 1), np.float32)
         for sticker, feature in zip(reference, self._normal(raw), strict=True):
-            self.sums[self.concept[sticker.concept], self.style[sticker.style]] += feature
+            row = self.concept[sticker.concept], self.style[sticker.style]
+            self.sums[row] += feature
+            drawings[row] += 1
+        self.centres = self.sums.sum(1) / drawings.sum(1)
+        """Mean feature of the drawings of each concept."""
+        self.departures = self.sums - drawings * self.centres[:, None]
+        """Sum of how the drawings of each concept in each style differ from the concept's mean."""
 
     def outcomes(self, raw: Features, asked: Sequence[Sticker], *, real: bool = False) -> Outcomes:
         """Judge pictures by their features (n, 1280) against the stickers that were asked for.
@@ -104,12 +111,17 @@ class Judge:
         return np.asarray((scores > own[:, None]).sum(1))
 
     def _nearest_style(self, features: Features, concepts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return the nearest style of each picture, by drawings of other concepts than its own."""
-        all_concepts = self.sums.sum(0)
+        """Return the style whose direction each picture takes from its concept's mean.
+
+        The directions are those of all other concepts. The mean holds every style, whichever was asked for,
+        and so tells nothing; a real picture is a seventh of its own, which only makes its departure shorter.
+        """
+        everywhere = self.departures.sum(0)
         found = np.empty(len(features), np.int64)
         for concept in set(concepts.tolist()):
             rows = concepts == concept
-            found[rows] = (features[rows] @ _unit(all_concepts - self.sums[concept]).T).argmax(1)
+            directions = _unit(everywhere - self.departures[concept])
+            found[rows] = ((features[rows] - self.centres[concept]) @ directions.T).argmax(1)
         return found
 
 
