@@ -103,6 +103,20 @@ def test_the_recipes_hold_the_paper_s_values(name: str) -> None:
     assert (critic.r1, critic.input_size) == ("head", 224)
 
 
+def test_knobs_of_a_recipe_are_flags() -> None:
+    command = find("distill")
+    assert command is not None
+    words = "add-m --objective.weighting exp --objective.critic.augment color cutout --objective.nfsd.scale 5"
+    more = "--objective.timesteps 99 399 --objective.conditioning-timestep 399 --image-size 256"
+    config = dispatch.configure(command, [*words.split(), *more.split()])
+    assert isinstance(config, DistillConfig)
+    objective = config.objective
+    assert isinstance(objective, Add)
+    assert (objective.weighting, objective.nfsd.scale, objective.distill) == ("exp", 5.0, 2.5)
+    assert (objective.timesteps, objective.last_timestep) == ((99, 399), 399)
+    assert (objective.critic.augment, config.image_size) == (("color", "cutout"), 256)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("weighting", ["nfsd", "exp"])
 def test_add_m_runs_on_a_tiny_stable_diffusion(

@@ -3,6 +3,7 @@
 import pytest
 
 from flashbulb.distill.loop import LoopConfig
+from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.objectives.cfg_aware import CfgAware
 from flashbulb.distill.objectives.guided import GuidedFirst, GuidedSecond
 from flashbulb.distill.objectives.halving import Rounds
@@ -49,13 +50,33 @@ def moved(teacher, student):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
-    [CfgAware(), Lcm(grid=4), Reflow(pairs=64, pair_steps=2), InstaFlow(pairs=64, pair_steps=2), UfoGen()],
+    [
+        CfgAware(),
+        Lcm(grid=4),
+        Reflow(pairs=64, pair_steps=2),
+        InstaFlow(pairs=64, pair_steps=2),
+        InstaFlow(pairs=64, pair_steps=2, conditioning_timestep=399),
+        UfoGen(),
+        UfoGen(conditioning_timestep=399),
+        Add(anchor=0, warmup=0, weighting="nfsd", critic_every=2),
+        Add(anchor=0, warmup=0, distill=0, start="random", terminal_share=1.0),  # a GAN from scratch
+    ],
     ids=lambda objective: type(objective).__name__,
 )
 def test_each_of_the_others(tiny_sticker, tmp_path, objective):
     student = distill(tiny_sticker, tmp_path / "run", objective)
     assert moved(tiny_sticker, student)
     picture(student, 2, 1.0)
+    told = scheduler_timesteps(student)
+    assert told == [999 if objective.last_timestep is None else objective.last_timestep]
+
+
+def scheduler_timesteps(student):
+    from diffusers import DDIMScheduler
+
+    scheduler = DDIMScheduler.from_pretrained(student, subfolder="scheduler")
+    scheduler.set_timesteps(1)
+    return scheduler.timesteps.tolist()
 
 
 def test_progressive(tiny_sticker, tmp_path):

@@ -161,3 +161,20 @@ def test_the_bundle_carries_the_earlier_constants(early_student, tmp_path):
         latents=torch.from_numpy(vectors["noise"]), output_type="latent",
     ).images  # fmt: skip
     np.testing.assert_allclose(found.numpy(), vectors["x0"], rtol=1e-3, atol=1e-3)
+
+
+def test_pictures_for_the_judge_start_there_too(early_student, monkeypatch):
+    from flashbulb.distill.metrics.stage import EvalConfig, draw_pictures
+    from flashbulb.distill.samplers import SAMPLERS
+
+    config, told = EvalConfig(steps=2), []
+    true = SAMPLERS[config.sampler]
+
+    def spy(denoiser, noise, states, timesteps, **keywords):
+        told.append(timesteps)
+        return true(denoiser, noise, states, timesteps, **keywords)
+
+    monkeypatch.setitem(SAMPLERS, config.sampler, spy)
+    pictures = draw_pictures(Checkpoint.open(early_student), ["a red apple"], config, seed=0)
+    assert told == [[EARLY, 199]]
+    assert pictures.isfinite().all()
