@@ -76,6 +76,8 @@ def ending_at(scheduler_config: dict[str, Any], timestep: int | None) -> dict[st
     whole = betas(scheduler_config)
     if not 0 <= timestep < len(whole):
         raise ValueError(f"wanted a timestep in 0..{len(whole) - 1}, got {timestep}")
+    if timestep == len(whole) - 1:
+        return scheduler_config
     kept = [float(beta) for beta in whole[: timestep + 1]]
     return scheduler_config | {"trained_betas": kept, "num_train_timesteps": timestep + 1}
 

@@ -27,7 +27,7 @@ def test_a_cut_schedule_keeps_its_alphas_and_diffusers_reads_it():
     assert alphas_cumprod(cut).tolist() == alphas_cumprod(SD)[: EARLY + 1].tolist()
     theirs = DDIMScheduler(**cut).alphas_cumprod
     torch.testing.assert_close(theirs, DDIMScheduler(**SD).alphas_cumprod[: EARLY + 1], rtol=1e-5, atol=0)
-    assert ending_at(SD, None) is SD
+    assert ending_at(SD, None) is ending_at(SD, 999) is SD
     with pytest.raises(ValueError, match=r"0\.\.999"):
         ending_at(SD, 1000)
     with pytest.raises(ValueError, match=r"0\.\.399"):
