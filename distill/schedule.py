@@ -36,13 +36,8 @@ def betas(scheduler_config: dict[str, Any]) -> npt.NDArray[np.float64]:
     listed = scheduler_config.get("trained_betas")
     if listed is not None:
         return _listed(listed)
-    try:
-        steps = int(scheduler_config.get("num_train_timesteps", 1000))
-        start, end = float(scheduler_config["beta_start"]), float(scheduler_config["beta_end"])
-    except (KeyError, TypeError, OverflowError) as error:
-        raise ValueError(
-            f"wanted the numbers beta_start and beta_end in the scheduler, got {error!r}"
-        ) from error
+    steps = int(_number(scheduler_config, "num_train_timesteps", 1000))
+    start, end = _number(scheduler_config, "beta_start"), _number(scheduler_config, "beta_end")
     if not (1 <= steps <= MOST_STEPS and 0.0 <= start <= 1.0 and 0.0 <= end <= 1.0):
         raise ValueError(f"wanted 1..{MOST_STEPS} steps and betas in [0, 1], got {steps}, {start} and {end}")
     kind = scheduler_config.get("beta_schedule", "linear")
@@ -80,6 +75,16 @@ def ending_at(scheduler_config: dict[str, Any], timestep: int | None) -> dict[st
         return scheduler_config
     kept = [float(beta) for beta in whole[: timestep + 1]]
     return scheduler_config | {"trained_betas": kept, "num_train_timesteps": timestep + 1}
+
+
+def _number(config: dict[str, Any], name: str, default: float | None = None) -> float:
+    """Return a number of a configuration that a stranger may have written."""
+    value = config.get(name, default)
+    if value is None and default is not None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+        raise ValueError(f"wanted a number for {name}, got {str(value)[:60]!r}")
+    return float(value)
 
 
 class OneStep(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -126,6 +131,6 @@ def one_step(
         alpha=float(products[t] ** 0.5),
         sigma=float((1.0 - products[t]) ** 0.5),
         prediction_type=prediction,
-        latent_scale=float(vae_config.get("scaling_factor") or 1.0),
-        latent_shift=float(vae_config.get("shift_factor") or 0.0),
+        latent_scale=_number(vae_config, "scaling_factor", 1.0) or 1.0,
+        latent_shift=_number(vae_config, "shift_factor", 0.0),
     )

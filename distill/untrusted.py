@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,15 +76,17 @@ def _constant(word: str) -> Any:
 def read_small(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
     """Read a file that must be small; one that grows meanwhile is not read further.
 
+    The buffer is as large as the file, not as the most that it could be.
+
     Raises:
         UntrustedError: when it is longer.
         OSError: when it cannot be read.
     """
     with path.open("rb") as stream:
-        data = stream.read(most + 1)
-    if len(data) > most:
-        raise UntrustedError(f"wanted at most {most} bytes in {path.name}, got more")
-    return data
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise UntrustedError(f"wanted at most {most} bytes in {path.name}, got {size}")
+        return stream.read(size)
 
 
 def safetensors_header(path: Path, *, most_bytes: int = MOST_HEADER_BYTES) -> dict[str, StoredTensor]:
@@ -102,7 +105,9 @@ def safetensors_header(path: Path, *, most_bytes: int = MOST_HEADER_BYTES) -> di
         raise UntrustedError(f"{path.name} is not a safetensors file: its header is no JSON object")
     try:
         found = parse_json(data)
-        found.pop("__metadata__", None)
+        metadata = found.pop("__metadata__", {})
+        if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+            raise UntrustedError("its __metadata__ is not made of texts")
         tensors = {name: _tensor(name, value) for name, value in found.items()}
         _check_layout(tensors, total - 8 - size)
     except UntrustedError as error:

@@ -89,7 +89,7 @@ def check_config(config: dict[str, Any], weights: Sequence[StoredTensor]) -> Non
     """
     if "auto_map" in config or "/" in str(config.get("attn_implementation", "")):
         raise UntrustedError("wanted a plain configuration, got one that names code to load")
-    widest = max((side for tensor in weights for side in tensor.shape), default=0)
+    widest = max((side for t in weights if t.end > t.begin for side in t.shape), default=0)
     for field, most in (*((f, widest) for f in WIDTHS), *((f, len(weights)) for f in COUNTS)):
         for value in _leaves(config.get(field), field):
             if not 0 <= value <= most:

@@ -78,7 +78,11 @@ def token_gate(bundle: Bundle) -> SanityRecord:
     tokenizers = [Tokenizer(info, bundle.root) for info in bundle.manifest.tokenizers]
     for index, case in enumerate(bundle.manifest.golden.cases):
         for tokenizer in tokenizers:
-            got, wanted = tokenizer(case.prompt)[0].tolist(), list(case.token_ids[tokenizer.info.input])
+            wanted = list(case.token_ids.get(tokenizer.info.input, ()))
+            try:
+                got = tokenizer(case.prompt)[0].tolist()
+            except BundleError as error:
+                return sanity("tokens", "bundle", False, str(error))
             if got != wanted:
                 where = next(
                     (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(got)

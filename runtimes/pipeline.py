@@ -45,7 +45,10 @@ class Tokenizer:
 
     def __call__(self, prompt: str) -> Array:
         """Return the ids, int32 of shape (1, length); a longer prompt is cut with a warning."""
-        body = self.fast.encode(prompt, add_special_tokens=False).ids
+        try:
+            body = self.fast.encode(prompt, add_special_tokens=False).ids
+        except Exception as error:  # as above: a vocabulary that lacks its own unknown token, for one
+            raise BundleError(f"wanted ids from {self.info.folder}, got: {error}; export it again") from error
         room = self.info.length - 2
         if len(body) > room:
             log.warning(

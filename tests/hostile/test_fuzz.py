@@ -1,0 +1,97 @@
+"""A short sample of `fuzz.py`, and every input in ``corpus/`` that once was worth keeping.
+
+The whole run is ``python tests/hostile/fuzz.py --cases 100000``.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+CASES = 150
+"""Per target; the sample is to take less than twenty seconds."""
+
+
+def load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("flashbulb_fuzz", HERE / "fuzz.py")
+    assert spec
+    assert spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+fuzz = load()
+NAMES = (
+    "manifest", "vectors", "tokenizer", "path", "pickle", "index", "scheduler", "config-text_encoder",
+    "config-unet", "config-vae", "lineage", "weights", "report",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def targets() -> Iterator[dict[str, Any]]:
+    with fuzz.work_folder() as work:
+        yield {target.name: target for target in fuzz.all_targets(Path(work))}
+
+
+def test_every_target_is_sampled(targets: dict[str, Any]) -> None:
+    assert set(NAMES) <= set(targets)
+    assert {p.name for p in fuzz.CORPUS.iterdir()} <= set(targets)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_broken_files_end_in_documented_errors(targets: dict[str, Any], name: str) -> None:
+    found = fuzz.fuzz(targets[name], CASES, seed=1, save=None)
+    assert found.total() >= CASES
+    assert found.total() - found["accepted"] > CASES // 20 or name == "pickle"
+
+
+@pytest.mark.parametrize("path", sorted(fuzz.CORPUS.glob("*/*")), ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_the_corpus_ends_as_its_names_say(targets: dict[str, Any], path: Path) -> None:
+    """A name that begins with ``ok-`` is a sound file, any other is to be refused."""
+    outcome = fuzz.run_case(targets[path.parent.name], path.read_bytes())
+    assert (outcome == "accepted") == path.name.startswith("ok-"), outcome
+
+
+def test_an_error_that_is_not_documented_is_found(tmp_path: Path) -> None:
+    def read(data: bytes) -> None:
+        if b"7" in data:
+            raise KeyError("oops")
+
+    bad = fuzz.Target("bad", read, (ValueError,), fuzz.broken_json({"a": [1, 2, 3]}))
+    with pytest.raises(KeyError):
+        fuzz.fuzz(bad, 5000, seed=0, save=tmp_path)
+    assert any(b"7" in p.read_bytes() for p in (tmp_path / "bad").iterdir())
+
+
+def test_a_hang_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuzz, "MOST_SECONDS", 0.1)
+
+    def read(data: bytes) -> None:
+        begin = time.monotonic()
+        while time.monotonic() - begin < 60:
+            pass
+
+    with pytest.raises(fuzz.Hang):
+        fuzz.run_case(fuzz.Target("slow", read, (Exception,), fuzz.JUNK), b"")
+
+
+def test_a_large_allocation_is_found() -> None:
+    target = fuzz.Target("large", lambda data: bytearray(65 << 20), (), fuzz.JUNK)
+    with pytest.raises(AssertionError, match="MiB were allocated"):
+        fuzz.run_case(target, b"")
+
+
+def test_an_error_without_words_is_found() -> None:
+    def read(data: bytes) -> None:
+        raise ValueError
+
+    with pytest.raises(AssertionError, match="without a message"):
+        fuzz.run_case(fuzz.Target("mute", read, (ValueError,), fuzz.JUNK), b"")
