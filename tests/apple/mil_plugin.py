@@ -1,8 +1,7 @@
 """A pytest plugin: Apple's own operator tests, out of the coremltools wheel, predict with our interpreter.
 
 The tests convert a small program and call `MLModel.predict`, which needs macOS.  Here `predict` and
-`make_state` run the saved package with `flashbulb.runtimes.engines.mil`; conversion and comparison stay
-Apple's.
+`make_state` run the saved package by `flashbulb.runtimes.engines.mil`; converting and comparing stay theirs.
 """
 
 from __future__ import annotations
