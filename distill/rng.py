@@ -49,28 +49,30 @@ class StepRng:
         """Return numbers (count,) in [0, 1)."""
         import torch
 
-        return self._mine(torch.rand(count * self.parts, generator=self._whole))
+        return self._mine(torch.rand(count * self.parts, generator=self._whole, device="cpu"))
 
     def integers(self, low: int, high: int, count: int) -> torch.Tensor:
         """Return integers (count,) in [low, high)."""
         import torch
 
-        return self._mine(torch.randint(low, high, (count * self.parts,), generator=self._whole))
+        return self._mine(
+            torch.randint(low, high, (count * self.parts,), generator=self._whole, device="cpu")
+        )
 
     def stratified(self, count: int) -> torch.Tensor:
         """Return numbers (count,) in [0, 1): one from each of equal bins, one for each row of the batch."""
         import torch
 
         total = count * self.parts
-        bins = torch.randperm(total, generator=self._whole)
-        return self._mine((bins + torch.rand(total, generator=self._whole)) / total)
+        bins = torch.randperm(total, generator=self._whole, device="cpu")
+        return self._mine((bins + torch.rand(total, generator=self._whole, device="cpu")) / total)
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Return normal numbers of ``shape`` (b, ...); each row comes from a seed of its own."""
         import torch
 
         generator = torch.Generator()
-        rows = torch.empty(shape)
+        rows = torch.empty(shape, device="cpu")
         for row, seed in zip(rows, self._seeds(shape[0]), strict=True):
             row.normal_(generator=generator.manual_seed(seed))
         return rows.to(self.device)
@@ -87,7 +89,7 @@ class StepRng:
     def _seeds(self, count: int) -> list[int]:
         import torch
 
-        seeds = torch.randint(2**62, (count * self.parts,), generator=self._whole)
+        seeds = torch.randint(2**62, (count * self.parts,), generator=self._whole, device="cpu")
         mine: list[int] = seeds.view(self.parts, count)[self.part].tolist()
         return mine
 

