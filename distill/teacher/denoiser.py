@@ -134,6 +134,8 @@ def train(
     text.to(descend.device)
     model.to(descend.device)
     suit_attention(model)
+    if config.loop.checkpointing:
+        model.enable_gradient_checkpointing()
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
     )

@@ -61,14 +61,33 @@ class TeachConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 def run(config: TeachConfig, *, on_step: OnStep | None = None) -> Path:
-    """Train all parts in turn and return the folder of the checkpoint; a killed run continues."""
+    """Train all parts in turn and return the folder of the checkpoint; a killed run continues.
+
+    Raises:
+        ValueError: for a setting of a loop that its part does not know.
+    """
     from flashbulb.distill.distributed import launch
 
+    _refuse_unknown(config)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     (out / "config.json").write_bytes(msgspec.json.format(msgspec.json.encode(config)))
     launch(_worker, config.processes, config, on_step if config.processes == 1 else None)
     return out / "checkpoint"
+
+
+def _refuse_unknown(config: TeachConfig) -> None:
+    """Refuse what only distillations do; the denoiser alone knows checkpointing."""
+    parts = {"autoencoder": config.autoencoder, "text": config.text, "denoiser": config.denoiser}
+    for name, part in (parts | ({"decoder": config.decoder} if config.decoder else {})).items():
+        usual = {"sharding": "none", "decode_batch": 0} | (
+            {} if name == "denoiser" else {"checkpointing": False}
+        )
+        for field, value in usual.items():
+            if (got := getattr(part.loop, field)) != value:
+                raise ValueError(
+                    f"wanted {name}.loop.{field} {value!r}, got {got!r}; distill knows it, teach does not"
+                )
 
 
 def _worker(config: TeachConfig, on_step: OnStep | None) -> None:

@@ -81,6 +81,21 @@ def test_a_killed_teaching_ends_with_the_same_teacher(few_stickers, tmp_path):
     assert picture.shape == (1, 3, 64, 64)
 
 
+def test_a_setting_that_teaching_does_not_know_is_refused(tmp_path):
+    from flashbulb.distill.loop import LoopConfig
+    from flashbulb.distill.teacher.decoder import DecoderConfig
+    from flashbulb.distill.teacher.denoiser import DenoiserConfig
+    from flashbulb.distill.teacher.stage import TeachConfig, run
+
+    denoiser = DenoiserConfig(loop=LoopConfig(checkpointing=True, sharding="fsdp"))
+    with pytest.raises(ValueError, match=r"denoiser\.loop\.sharding 'none', got 'fsdp'"):
+        run(TeachConfig(out=str(tmp_path / "run"), denoiser=denoiser))
+    decoder = DecoderConfig(loop=LoopConfig(checkpointing=True))
+    with pytest.raises(ValueError, match=r"decoder\.loop\.checkpointing False, got True"):
+        run(TeachConfig(out=str(tmp_path / "run"), decoder=decoder))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 def test_training_the_decoder_leaves_the_latents_alone(tiny_sticker, tmp_path):
     import torch
