@@ -78,13 +78,13 @@ def run(config: TeachConfig, *, on_step: OnStep | None = None) -> Path:
 
 def _refuse_unknown(config: TeachConfig) -> None:
     """Refuse what only distillations do; the denoiser alone knows checkpointing."""
-    parts = {"autoencoder": config.autoencoder, "text": config.text, "denoiser": config.denoiser}
-    for name, part in (parts | ({"decoder": config.decoder} if config.decoder else {})).items():
-        usual = {"sharding": "none", "decode_batch": 0} | (
-            {} if name == "denoiser" else {"checkpointing": False}
-        )
+    loops = {name: getattr(config, name).loop for name in ("autoencoder", "text", "denoiser")}
+    loops |= {"decoder": config.decoder.loop} if config.decoder else {}
+    for name, loop in loops.items():
+        usual: dict[str, Any] = {"sharding": "none", "decode_batch": 0}
+        usual |= {} if name == "denoiser" else {"checkpointing": False}
         for field, value in usual.items():
-            if (got := getattr(part.loop, field)) != value:
+            if (got := getattr(loop, field)) != value:
                 raise ValueError(
                     f"wanted {name}.loop.{field} {value!r}, got {got!r}; distill knows it, teach does not"
                 )
