@@ -51,7 +51,7 @@ def open_rows(name: str, options: DataOptions) -> Rows:
 
 def _in_folder(path: Path, options: DataOptions, root: Path | None) -> Rows:
     """Return the samples of a folder: its metadata goes first, then shards, then tables, then text files."""
-    if not any(path.glob("**/metadata.*")):
+    if not any(next(path.rglob(metadata), None) for metadata in folder.METADATA):
         if found := shard_names.find(str(path), options.split):
             return shards.ShardRows(found, options, root)
         if found := tables.find(str(path), options.split):

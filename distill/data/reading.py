@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+KEPT = 8
+"""Batches read ahead that are kept: as many as a step may have draws and micro-batches."""
 
 
 class Drawn(NamedTuple):
@@ -121,17 +123,25 @@ class Ahead:
     def __init__(self, read: Callable[[Ticket], Drawn], workers: int) -> None:
         self.one = read
         self.pool = ThreadPoolExecutor(workers, "pictures") if workers else None
-        self.begun: dict[int, dict[Ticket, Future[Drawn]]] = {}
+        self.begun: dict[Ticket, Future[Drawn]] = {}
 
     def __call__(self, wanted: list[Ticket]) -> list[Drawn]:
         """Return what the tickets stand for, in their order."""
         if self.pool is None:
             return [self.one(ticket) for ticket in wanted]
-        begun = self.begun.pop(wanted[0].stream, {})
-        now = [begun[t] if t in begun else self.pool.submit(self.one, t) for t in wanted]
-        for ticket in begun.keys() - set(wanted):
-            begun[ticket].cancel()
-        if wanted[0].stream >= 0:
-            following = [ticket.following() for ticket in wanted]
-            self.begun[wanted[0].stream] = {t: self.pool.submit(self.one, t) for t in following}
+        now = [self._begin(ticket) for ticket in wanted]
+        for ticket in wanted:
+            self.begun.pop(ticket, None)
+        for ticket in wanted:
+            if ticket.stream >= 0:
+                self._begin(ticket.following())
+        for stale in list(self.begun)[: -KEPT * len(wanted)]:
+            self.begun.pop(stale).cancel()
         return [future.result() for future in now]
+
+    def _begin(self, ticket: Ticket) -> Future[Drawn]:
+        """Return the reading of a ticket, begun now or before."""
+        assert self.pool is not None
+        if ticket not in self.begun:
+            self.begun[ticket] = self.pool.submit(self.one, ticket)
+        return self.begun[ticket]

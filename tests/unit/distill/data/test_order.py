@@ -130,6 +130,24 @@ def test_a_resumed_run_draws_what_the_whole_one_drew(workers, shards):
         assert pictures.equal(whole[step][0])
 
 
+def test_reading_ahead_fetches_the_next_step_of_every_part_once(folder):
+    """Micro-batches and several draws a step share the threads; each sample is read once and none is kept."""
+    source = open_source(str(folder(60)), 8, DataOptions(workers=2))
+    read, original = [], source.rows.picture
+    source.rows.picture = lambda index: read.append(index) or original(index)
+    for step in range(5):
+        for part in range(2):
+            rng = turn(step, part, 2)
+            assert len(source.draw(3, rng)[1]) == len(source.draw(3, rng)[1]) == 3
+    source.read.pool.shutdown()
+    assert len(read) == (5 + 1) * 2 * 2 * 3
+    assert len(source.read.begun) == 2 * 2 * 3
+    source = open_source(str(folder(60, name="again")), 8, DataOptions(workers=2))
+    for step in range(0, 100, 2):  # what was begun is never asked for
+        source.draw(3, turn(step))
+    assert len(source.read.begun) <= 8 * 3
+
+
 def test_captions_alone_are_those_of_the_draw(folder):
     source = open_source(str(folder(12)), 8)
     assert source.captions(20, random.Random(1)) == source.draw(20, random.Random(1))[1]
