@@ -44,14 +44,18 @@ def pytest_configure(config: pytest.Config) -> None:
 calls: Counter[str] = Counter()
 """Predictions per test."""
 current = ""
+current_precision: str | None = None
 
 
 def program(model: Any) -> Any:
-    """Load the package that a model was converted into, rounding where it is declared as fp16."""
+    """Load the package that a model was converted into; tests in fp16 round, those in fp32 do not."""
     from flashbulb.runtimes.engines.mil import Program
 
+    if model.package_path is None:
+        pytest.skip("a neural network, which is no ML program")
     if getattr(model, "_flashbulb", None) is None:
-        model._flashbulb = Program.load(model.package_path, "fp16", function=model.function_name or None)
+        mode = "fp32" if current_precision == "fp32" else "fp16"
+        model._flashbulb = Program.load(model.package_path, mode, function=model.function_name or None)
     return model._flashbulb
 
 
@@ -77,11 +81,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def wanted(item: pytest.Item, config: pytest.Config) -> bool:
     """Leave out other model types, and fp16 when only tight comparisons are wanted."""
+    kind, precision = backend_of(item)
+    return kind in (None, "mlprogram") and not (config.getoption("--fp32-only") and precision == "fp16")
+
+
+def backend_of(item: pytest.Item) -> tuple[str | None, str | None]:
+    """Return the model type and precision that a case is for, where it says so."""
     backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
     if backend is None:
-        return True
-    kind, precision = backend[:2] if isinstance(backend, tuple) else (backend.backend, backend.precision)
-    return kind == "mlprogram" and not (config.getoption("--fp32-only") and precision == "fp16")
+        return None, None
+    return backend[:2] if isinstance(backend, tuple) else (backend.backend, backend.precision)
 
 
 class Recorder:
@@ -93,8 +102,8 @@ class Recorder:
 
     @pytest.hookimpl(hookwrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        global current
-        current = item.nodeid
+        global current, current_precision
+        current, current_precision = item.nodeid, backend_of(item)[1]
         yield
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:

@@ -60,4 +60,6 @@ def local_response_norm(
     x: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor:
     """Divide by a power of the mean square of neighbouring channels."""
+    if x.ndim == 3:  # the device takes the third axis from the end for the channels, here the first
+        return F.local_response_norm(x[None], size, alpha, beta, k)[0]
     return F.local_response_norm(x, size, alpha, beta, k)

@@ -18,7 +18,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "linear": lambda x: x,
     "hard_sigmoid": lambda x: torch.clamp(0.2 * x + 0.5, 0.0, 1.0),
     "sigmoid_hard": lambda x: torch.clamp(0.2 * x + 0.5, 0.0, 1.0),
-    "scaled_tanh": lambda x: 1.7159 * torch.tanh(2.0 / 3.0 * x),
+    "scaled_tanh": torch.tanh,  # both scales are 1 by default, and nothing can set them
 }
 
 
@@ -34,9 +34,9 @@ def _order(x: Tensor, direction: str) -> Tensor:
     return x if direction == "forward" else torch.flip(x, [0])
 
 
-def _result(steps: list[Tensor], direction: str, whole: bool) -> Tensor:
-    """Stack what came out of each step, in the order of the sequence, or only the last."""
-    return _order(torch.stack(steps), direction) if whole else steps[-1][None]
+def _result(steps: list[Tensor], whole: bool) -> Tensor:
+    """Stack what came out of each step, in the order of the steps, or only the last."""
+    return torch.stack(steps) if whole else steps[-1][None]
 
 
 @op("rnn")
@@ -55,7 +55,7 @@ def rnn(
     for part in F.linear(_order(x, direction), weight_ih, bias):
         h = act(part + F.linear(h, weight_hh))
         steps.append(h)
-    return _result(steps, direction, output_sequence), h
+    return _result(steps, output_sequence), h
 
 
 @op("gru")
@@ -87,7 +87,7 @@ def gru(
             o = act(out_x + F.linear(r * h, out_h, hidden[1]))
         h = (1 - z) * o + z * h
         steps.append(h)
-    return _result(steps, direction, output_sequence), h
+    return _result(steps, output_sequence), h
 
 
 @op("lstm")
@@ -119,9 +119,11 @@ def lstm(
         ways.append(("reverse", weight_ih_back, weight_hh_back, bias_back, peephole_back))
     starts = zip(initial_h.chunk(len(ways), -1), initial_c.chunk(len(ways), -1), strict=True)
     found = [
-        _one_way(_order(x, way), h, c, wi, wh, b, p, functions, clip, way, output_sequence)
+        _one_way(_order(x, way), h, c, wi, wh, b, p, functions, clip, output_sequence)
         for (way, wi, wh, b, p), (h, c) in zip(ways, starts, strict=True)
     ]
+    if len(found) == 2:  # only here the way back is put into the order of the sequence
+        found[1] = (torch.flip(found[1][0], [0]), *found[1][1:])
     outputs, h_last, c_last = (torch.cat([f[i] for f in found], -1) for i in range(3))
     return outputs, h_last, c_last
 
@@ -136,7 +138,6 @@ def _one_way(
     peephole: Tensor | None,
     functions: tuple[Callable[[Tensor], Tensor], ...],
     clip: float | None,
-    direction: str,
     whole: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     gate, cell, act = functions
@@ -145,7 +146,8 @@ def _one_way(
     for part in F.linear(x, weight_ih, bias):
         i, f, o, z = (part + F.linear(h, weight_hh)).chunk(4, -1)
         i, f, z = gate(i + eyes[0] * c), gate(f + eyes[1] * c), cell(z)
-        c = f * c + i * (z if clip is None else z.clamp(-clip, clip))
+        c = f * c + i * z
+        c = c if clip is None else c.clamp(-clip, clip)
         h = gate(o + eyes[2] * c) * act(c)
         steps.append(h)
-    return _result(steps, direction, whole), h, c
+    return _result(steps, whole), h, c
