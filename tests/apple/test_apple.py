@@ -1,0 +1,55 @@
+"""A sample of Apple's operator tests passes on the interpreter, and planted wrong meanings fail them.
+
+`python tests/apple/run.py --per-test 0` runs all of them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+pytest.importorskip("coremltools")
+pytestmark = pytest.mark.slow
+SAMPLE = (
+    "iOS14/test_activation.py",
+    "iOS14/test_pool.py",
+    "iOS17/test_scatter_gather.py",
+    "iOS18/test_states.py",
+)
+CAUGHT = {
+    "gelu-mode": ("iOS14/test_activation.py", "GeLU"),
+    "softmax-axis": ("iOS14/test_activation.py", "Softmax"),
+    "conv-pad": ("iOS14/test_conv.py", "TestConv and stress and not padding_mode"),
+    "transpose": ("iOS14/test_linear.py", "MatMul"),
+    "epsilon": ("iOS14/test_normalization.py", "LayerNorm"),
+    "next-axis": ("iOS14/test_scatter_gather.py", "TestGather"),
+    "twice": ("iOS14/test_reduction.py", "TestReduction and mean"),
+    "keep-order": ("iOS14/test_tensor_transformation.py", "Transpose"),
+}
+
+
+@pytest.fixture(scope="module")
+def runner() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("apple_run", Path(__file__).with_name("run.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_sample_passes_without_a_mismatch(runner: ModuleType) -> None:
+    counts, bad = runner.summary(runner.outcomes([], fp32_only=True, files=SAMPLE))
+    assert not bad, bad
+    assert counts["passed"] >= 40
+
+
+@pytest.mark.parametrize("fault", list(CAUGHT))
+def test_a_planted_wrong_meaning_fails(runner: ModuleType, fault: str) -> None:
+    file, words = CAUGHT[fault]
+    found = runner.outcomes([f"--fault={fault}", "-k", words], fp32_only=True, files=(file,))
+    counts, _ = runner.summary(found)
+    assert counts["mismatch"] + counts["failed"] >= 1, found
