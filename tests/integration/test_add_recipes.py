@@ -131,6 +131,11 @@ def test_add_m_runs_on_a_tiny_stable_diffusion(
 
 
 @pytest.mark.slow
+def test_add_xl_runs_on_a_tiny_stable_diffusion_xl(tiny_sdxl: Path, pictures: Path, tmp_path: Path) -> None:
+    check_student(tiny_sdxl, run(at_home(recipe("add-xl"), tiny_sdxl, pictures, tmp_path)))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["pretrained", "random"])
 def test_a_small_student_learns_from_a_larger_teacher_of_another_prediction(
     tiny_sd: Path, tiny_sd_v: Path, tmp_path: Path, start: str
