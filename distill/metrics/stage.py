@@ -133,7 +133,8 @@ def _run(
 ) -> EvalRecord:
     from flashbulb.distill.metrics.evaluation import Reference, evaluate
 
-    out, pictures = Path(config.out), list[torch.Tensor]()
+    pictures: list[torch.Tensor] = []
+    out = Path(config.out)
     size = checkpoint.image_size
     key = (config.prompts, config.real, config.split, config.pictures, config.seed, size)
     if key not in references:
