@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -40,6 +41,8 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     seed: int
     key: str
     """Hash of the recipe and the budget, see `Row.key`."""
+    recipe: dict[str, Any] = {}
+    """Recipe and budget with all defaults, see `Row.resolved`."""
     pictures: int
     """Pictures of one set."""
     drawn: tuple[Drawn, ...]

@@ -80,12 +80,44 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         if not self.draws:
             raise ValueError(f"row {self.id}: wanted at least one way of drawing, got none")
 
-    def key(self, budget: dict[str, Any]) -> str:
-        """Return the hash of everything that the row's figures depend on."""
-        plain = {"row": msgspec.to_builtins(self), "budget": budget}
+    def resolved(self, budget: dict[str, Any]) -> dict[str, Any]:
+        """Return everything that the row's figures depend on, defaults included."""
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode({"row": self, "budget": budget}))
         for word in ("title", "part"):
             plain["row"].pop(word)
-        return hashlib.sha256(msgspec.json.encode(plain, order="sorted")).hexdigest()[:16]
+        return plain
+
+    def key(self, budget: dict[str, Any]) -> str:
+        """Return the hash of what the row says beside defaults, so that a new option leaves it alone."""
+        said = stated(self)
+        for word in ("title", "part"):
+            said.pop(word)
+        text = msgspec.json.encode({"row": said, "budget": budget}, order="sorted")
+        return hashlib.sha256(text).hexdigest()[:16]
+
+
+def stated(value: Any) -> Any:
+    """Return a configuration as plain data without the fields that are as by default."""
+    if isinstance(value, list | tuple):
+        return [stated(v) for v in value]
+    if not isinstance(value, msgspec.Struct):
+        return value
+    tag = value.__struct_config__.tag
+    found = {} if tag is None else {"type": tag}
+    for field in msgspec.structs.fields(value):
+        now = getattr(value, field.name)
+        if now != field.default:
+            found[field.name] = stated(now)
+    return found
+
+
+def still_holds(then: Any, now: Any) -> bool:
+    """Tell whether a resolved recipe of earlier says what the present one does, new options left aside."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        return all(name in now and still_holds(value, now[name]) for name, value in then.items())
+    if isinstance(then, list) and isinstance(now, list):
+        return len(then) == len(now) and all(still_holds(a, b) for a, b in zip(then, now, strict=True))
+    return bool(then == now)
 
 
 def load_rows(file: Path = FILE) -> tuple[Row, ...]:

@@ -19,7 +19,7 @@ from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.loop import LoopConfig
 from flashbulb.distill.table import page, results
 from flashbulb.distill.table.results import Result
-from flashbulb.distill.table.rows import FILE, Row, choose, load_rows
+from flashbulb.distill.table.rows import FILE, Row, choose, load_rows, still_holds
 
 log = logging.getLogger(__name__)
 
@@ -93,9 +93,10 @@ def _take_over(folder: Path, rows: tuple[Row, ...], config: TableConfig) -> None
     """
     if not folder.is_dir():
         raise NotADirectoryError(f"wanted a folder with results of the table, got {folder}")
-    keys, out = {row.id: row.key(config.budget()) for row in rows}, Path(config.out)
+    wanted, out = {row.id: row for row in rows}, Path(config.out)
     for result in results.load(folder):
-        if keys.get(result.row) != result.key or (out / "results" / result.name).is_file():
+        row = wanted.get(result.row)
+        if row is None or not _answers(result, row, config) or (out / "results" / result.name).is_file():
             continue
         results.save(result, out / "results")
         grid = folder / f"{result.row}-{result.seed}.webp"
@@ -106,10 +107,14 @@ def _take_over(folder: Path, rows: tuple[Row, ...], config: TableConfig) -> None
 
 def _finished(row: Row, seed: int, config: TableConfig) -> bool:
     """Tell whether a result of this very recipe and budget lies in the run folder."""
-    key = row.key(config.budget())
-    return any(
-        (r.row, r.seed, r.key) == (row.id, seed, key) for r in results.load(Path(config.out) / "results")
-    )
+    found = results.load(Path(config.out) / "results")
+    return any(r.row == row.id and r.seed == seed and _answers(r, row, config) for r in found)
+
+
+def _answers(result: Result, row: Row, config: TableConfig) -> bool:
+    """Tell whether a result is of this very recipe and budget."""
+    budget = config.budget()
+    return result.key == row.key(budget) and still_holds(result.recipe, row.resolved(budget))
 
 
 def _run_row(row: Row, seed: int, config: TableConfig) -> None:
@@ -136,6 +141,7 @@ def _run_row(row: Row, seed: int, config: TableConfig) -> None:
             row=row.id,
             seed=seed,
             key=row.key(config.budget()),
+            recipe=row.resolved(config.budget()),
             pictures=config.pictures,
             drawn=drawn,
             train_s=round(trained_s, 1),

@@ -55,7 +55,9 @@ def outcomes(
         )
         found: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
         if not found:
-            raise RuntimeError(f"wanted outcomes, pytest gave none:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
+            raise RuntimeError(
+                f"wanted outcomes, pytest gave none:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            )
         return found
 
 

@@ -10,7 +10,7 @@ import pytest
 from flashbulb.distill.table import page
 from flashbulb.distill.table.predictions import DPM_4, PREDICTIONS, TEACHER_1, judge_all
 from flashbulb.distill.table.results import Drawn, Figures, Result, Spread, Table, load, save
-from flashbulb.distill.table.rows import Draw, Row, choose, load_rows
+from flashbulb.distill.table.rows import FILE, Draw, Row, choose, load_rows, stated, still_holds
 from flashbulb.distill.table.stage import TableConfig, run
 
 TEACHER_50 = "ddim 50 guidance 3"
@@ -168,6 +168,18 @@ def test_a_rows_key_follows_its_recipe_and_budget_not_its_title() -> None:
     assert len({row.key(budget), redrawn.key(budget), row.key({"steps": 11})}) == 3
 
 
+def test_a_changed_default_makes_a_result_stale_and_a_new_option_does_not() -> None:
+    row, budget = load_rows()[0], TableConfig().budget()
+    then, now = row.resolved(budget), row.resolved(budget)
+    del then["row"]["chain"][0]["objective"]["r1"]
+    assert still_holds(then, now)
+    then["row"]["chain"][0]["objective"]["adv"] = 0.25
+    assert not still_holds(then, now)
+    assert not still_holds(now | {"budget": {"steps": 1}}, now)
+    assert stated(row)["chain"][0]["objective"]["type"] == "add"
+    assert "r1" not in stated(row)["chain"][0]["objective"]
+
+
 def test_unknown_and_repeated_rows_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"wanted rows among add, teacher.*got nothing-such"):
         choose(load_rows(), ("nothing-such",))
@@ -225,3 +237,13 @@ def test_known_results_are_taken_over_where_recipe_and_budget_are_the_same(tmp_p
     assert (tmp_path / "out" / "grids" / "add-0.webp").is_file()
     with pytest.raises(NotADirectoryError, match="wanted a folder with results"):
         run(msgspec.structs.replace(config, known=str(tmp_path / "nowhere")))
+
+
+def test_measured_results_are_of_the_shipped_rows() -> None:
+    """A result whose row has changed is to be measured again or deleted."""
+    rows, budget = {row.id: row for row in load_rows()}, TableConfig().budget()
+    found = load(FILE.parent / "measured")
+    assert found
+    for made in found:
+        assert made.key == rows[made.row].key(budget), made.name
+        assert still_holds(made.recipe, rows[made.row].resolved(budget)), made.name
