@@ -1,10 +1,11 @@
 """Trainings on toy networks, for tests that start several processes: ``python parts.py RUNS``.
 
-RUNS is a JSON list. A run has an ``out`` folder, an ``objective``, perhaps a step to ``stop`` after as if
-killed, and what of the loop is other than below.
+RUNS is a JSON list. A run has an ``out`` folder and an ``objective``; perhaps a step to ``stop`` after as if
+killed, or one to ``die`` in unless restarted by torchrun; and what of the ``loop`` is other than below.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -103,6 +104,8 @@ def train(run):
     def on_step(step, steps, stats):
         if stop is not None and step > stop:
             raise Stopped
+        if step == run.get("die") and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os._exit(1)
 
     run_loop(config, state, learner.update, out, descend, on_step=on_step)
 

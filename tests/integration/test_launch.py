@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -18,21 +20,31 @@ objective: {{type: progressive, rounds: {{first: 2, last: 1}}}}
 loop: {{steps: {steps}, batch: 4, ema: 0.5, warmup: 1, log_every: 1, {changes}}}
 """
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1",
-                 "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0", "-m"],
+    "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"],
     "accelerate": ["accelerate.commands.launch", "--cpu", "--num-processes=2", "--num-machines=1",
-                   "--mixed-precision=no", "--dynamo-backend=no", "--main-process-port=0", "-m"],
+                   "--mixed-precision=no", "--dynamo-backend=no"],
 }  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+def start(launcher, *program):
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "",
+    }  # fmt: skip
+    port = "--master-port" if launcher == "torchrun" else "--main-process-port"
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], f"{port}={free_port()}", *map(str, program)]
+    subprocess.run(command, env=environment, check=True, timeout=1200)
 
 
 def launch(launcher, tmp_path, teacher, changes="tensorboard: false"):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(RECIPE.format(teacher=teacher, out=tmp_path / "run", steps=2, changes=changes))
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "",
-    }  # fmt: skip
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], "flashbulb.apps.cli", "distill", str(recipe)]
-    subprocess.run(command, env=environment, check=True, timeout=600)
+    start(launcher, "-m", "flashbulb.apps.cli", "distill", recipe)
     return tmp_path / "run"
 
 
@@ -54,3 +66,20 @@ def test_a_launcher_s_processes_train_together(launcher, changes, tiny_sticker, 
     assert before.keys() == after.keys()
     assert any(not before[key].equal(after[key]) for key in before)
     assert (run / "samples" / "step-000002.png").is_file()
+
+
+@pytest.mark.slow
+def test_processes_that_died_are_started_again_and_go_on(tmp_path):
+    """Both exit hard in the third step; torchrun starts them anew, and the curve has no gap and no repeat."""
+    often = {"save_every_s": 1e-9}
+    runs = [
+        {"out": str(tmp_path / "died"), "objective": "progressive", "loop": often, "die": 3},
+        {"out": str(tmp_path / "whole"), "objective": "progressive"},
+    ]
+    start("torchrun", Path(__file__).with_name("parts.py"), json.dumps(runs))
+    died, whole = (
+        [json.loads(line) for line in (tmp_path / run / "stats.jsonl").read_text().splitlines()]
+        for run in ("died", "whole")
+    )
+    assert [line["step"] for line in died] == [1, 2, 3, 4]
+    assert [line["loss"] for line in died] == [line["loss"] for line in whole]
