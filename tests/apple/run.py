@@ -55,9 +55,8 @@ def outcomes(
         )
         found: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
         if not found:
-            raise RuntimeError(
-                f"wanted outcomes, pytest gave none:\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
-            )
+            words = done.stdout[-3000:] + done.stderr[-3000:]
+            raise RuntimeError(f"wanted outcomes, pytest ended with {done.returncode} and gave none:\n{words}")
         return found
 
 
