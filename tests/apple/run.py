@@ -56,7 +56,7 @@ def outcomes(
         found: dict[str, Any] = json.loads(record.read_text()) if record.is_file() else {}
         if not found:
             words = done.stdout[-3000:] + done.stderr[-3000:]
-            raise RuntimeError(f"wanted outcomes, pytest ended with {done.returncode} and gave none:\n{words}")
+            raise RuntimeError(f"wanted outcomes, got none and status {done.returncode}:\n{words}")
         return found
 
 
