@@ -263,7 +263,7 @@ def _shapes(block: str, part: Conv, width: int) -> dict[str, tuple[int, ...]]:
 
 
 def _read(file: Path) -> dict[str, torch.Tensor]:
-    import pickle
+    from pickle import UnpicklingError
 
     import torch
 
@@ -276,7 +276,7 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
             found = load_file(file)
         else:
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except (UnpicklingError, RuntimeError) as error:
         raise ValueError(f"{file} cannot be read as weights: {error}") from error
     return _checked(found, file)
 

@@ -38,7 +38,9 @@ NAMES = (
 @pytest.fixture(scope="module")
 def targets() -> Iterator[dict[str, Any]]:
     with fuzz.work_folder() as work:
-        yield {target.name: target for target in fuzz.all_targets(Path(work))}
+        found = fuzz.all_targets(Path(work))
+        fuzz.warm(found)
+        yield {target.name: target for target in found}
 
 
 def test_every_target_is_sampled(targets: dict[str, Any]) -> None:

@@ -28,7 +28,8 @@ def faults(tree: ast.AST) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, a.name) for a in node.names if a.name.split(".")[0] in MODULES)
         elif isinstance(node, ast.ImportFrom):
             whole = [f"{node.module}.{a.name}" for a in node.names]
-            if (node.module or "").split(".")[0] in MODULES:
+            errors_only = all(a.name.endswith("Error") for a in node.names)  # catching one runs nothing
+            if (node.module or "").split(".")[0] in MODULES and not errors_only:
                 yield node.lineno, str(node.module)
             yield from ((node.lineno, name) for name in whole if name in FROM)
         elif isinstance(node, ast.Call):
