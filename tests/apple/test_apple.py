@@ -6,13 +6,20 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 pytest.importorskip("coremltools")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("FLASHBULB_SLOW_TESTS") != "1",
+        reason="minutes of conversions: FLASHBULB_SLOW_TESTS=1 runs them",
+    ),
+]
 SAMPLE = (
     "iOS14/test_activation.py",
     "iOS14/test_pool.py",

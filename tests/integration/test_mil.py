@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,7 +22,13 @@ from flashbulb.runtimes.records import Report, SanityRecord
 from flashbulb.runtimes.stage import CheckConfig, RunConfig, check, run
 
 pytest.importorskip("coremltools")
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("FLASHBULB_SLOW_TESTS") != "1",
+        reason="minutes of conversions: FLASHBULB_SLOW_TESTS=1 runs them",
+    ),
+]
 
 
 @pytest.fixture(scope="module")
