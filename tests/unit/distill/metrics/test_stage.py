@@ -47,7 +47,8 @@ def test_a_checkpoint_of_ones_own_is_judged(world: Path, tiny_sd: Path, tmp_path
     assert first.figures["sharpness"].real > 1  # noise
     assert first.figures["sharpness"].spread > 0
     assert first.notes[0] == "retrieval, style and background: only in the sticker world"
-    assert {p.name for p in (tmp_path / "a").iterdir()} == {"eval.json", "eval.npz", "grid.png", "grid.txt"}
+    written = {"eval.json", "eval.npz", "grid.png", "grid.txt", "pictures"}
+    assert {p.name for p in (tmp_path / "a").iterdir()} == written
     assert json.loads((tmp_path / "a/eval.json").read_text())["figures"]["frechet"]["value"] > 0
     second = run(
         options(world, tiny_sd, tmp_path / "b", seeds=2, against=str(tmp_path / "a"), require=("frechet<=0",))
