@@ -43,6 +43,8 @@ def _faults(value: Any) -> Iterator[str]:
         return
     if value["model"].get("type") != "BPE":
         yield f"a model of type {str(value['model'].get('type'))[:40]!r}"
+    if value["model"].get("continuing_subword_prefix"):
+        yield "a prefix of continuing subwords, which CLIP's do not have and on which the builder can panic"
     added = value.get("added_tokens") or []
     if not isinstance(added, list) or len(added) > MOST_ADDED:
         yield f"more than {MOST_ADDED} added tokens"

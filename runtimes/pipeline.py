@@ -7,7 +7,8 @@ the components one by one and applies the single step in float32, with numbers t
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,17 @@ from flashbulb.runtimes.engines.base import Array, EngineError, Session
 log = logging.getLogger(__name__)
 
 
+@contextmanager
+def _faults_told(wanted: str) -> Iterator[None]:
+    """Turn what the tokenizers library raises into a `BundleError`: plain ``Exception``, or Rust's panic."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"wanted {wanted}, got: {error}; export it again") from error
+
+
 class Tokenizer:
     """A prompt to a fixed number of ids, by the ``tokenizer.json`` that phones read.
 
@@ -34,21 +46,15 @@ class Tokenizer:
 
         self.info = info
         text = read_tokenizer(root / info.folder / "tokenizer.json")
-        try:
+        with _faults_told(f"a tokenizer in {info.folder}"):
             self.fast = Fast.from_str(text)
-        except Exception as error:  # the library raises this very class and no other
-            raise BundleError(
-                f"wanted a tokenizer in {info.folder}, got: {error}; export it again"
-            ) from error
         self.fast.no_truncation()
         self.fast.no_padding()
 
     def __call__(self, prompt: str) -> Array:
         """Return the ids, int32 of shape (1, length); a longer prompt is cut with a warning."""
-        try:
+        with _faults_told(f"ids from {self.info.folder}"):  # a vocabulary may lack its own unknown token
             body = self.fast.encode(prompt, add_special_tokens=False).ids
-        except Exception as error:  # as above: a vocabulary that lacks its own unknown token, for one
-            raise BundleError(f"wanted ids from {self.info.folder}, got: {error}; export it again") from error
         room = self.info.length - 2
         if len(body) > room:
             log.warning(

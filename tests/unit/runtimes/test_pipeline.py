@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from flashbulb.export.bundle import BundleError
 from flashbulb.runtimes.engines.base import EngineError
-from flashbulb.runtimes.pipeline import Pipeline, save_png, to_bytes
+from flashbulb.runtimes.pipeline import Pipeline, Tokenizer, save_png, to_bytes
 
 
 @pytest.mark.parametrize(
@@ -87,3 +89,15 @@ def test_a_picture_of_nonsense_is_not_written(tmp_path: Path) -> None:
 
 def test_rounding_to_bytes() -> None:
     assert to_bytes(np.array([-1.0, 0.0, 0.5, 1.0, 2.0])).tolist() == [0, 0, 128, 255, 255]
+
+
+def test_a_panic_of_the_tokenizers_library_is_an_error_in_words(
+    pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rust's panic is no ``Exception``; the rule that refuses this file is taken away to meet it."""
+    info, root = pipeline.tokenizers[0].info, pipeline.bundle.root
+    value = json.loads((root / info.folder / "tokenizer.json").read_text())
+    value["model"]["continuing_subword_prefix"] = "longer than any merge of it"
+    monkeypatch.setattr("flashbulb.runtimes.pipeline.read_tokenizer", lambda path: json.dumps(value))
+    with pytest.raises(BundleError, match="out of bounds"):
+        Tokenizer(info, root)
