@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from flashbulb.export.bundle import Manifest
 
-MOST_MANIFEST_BYTES = 4 << 20
+MOST_MANIFEST_BYTES = 1 << 20
+"""That of a bundle for three runtimes has some forty thousand."""
 MOST_CONTAINERS = 100_000
 """Most JSON objects and lists in a manifest; one of a bundle for three runtimes has some hundred."""
 MOST_ELEMENTS = 1 << 27

@@ -60,9 +60,7 @@ def _manifest_bytes(root: Path) -> bytes:
 
 def check_manifest(manifest: Manifest) -> None:
     """Check what a manifest says of itself: numbers, paths, artifacts, gates."""
-    for where, value in _floats(msgspec.to_builtins(manifest), "manifest"):
-        if not math.isfinite(value):
-            raise BundleError(f"wanted a finite number at {where}, got {value}; {_AGAIN}")
+    _check_finite(msgspec.to_builtins(manifest), ("manifest",))
     paths = [*(r.path for r in all_files(manifest)), *(a.path for a in manifest.artifacts)]
     for path in paths:
         check_path(path)
@@ -76,16 +74,17 @@ def check_manifest(manifest: Manifest) -> None:
     _check_sampling(manifest)
 
 
-def _floats(value: Any, where: str) -> Iterator[tuple[str, float]]:
-    """Walk a decoded manifest and yield every float with its place."""
-    if isinstance(value, float):
-        yield where, value
-    elif isinstance(value, dict):
+def _check_finite(value: Any, where: tuple[Any, ...]) -> None:
+    """Refuse a number that is none, wherever a decoded manifest holds it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        place = ".".join(str(part) for part in where)
+        raise BundleError(f"wanted a finite number at {place}, got {value}; {_AGAIN}")
+    if isinstance(value, dict):
         for key, item in value.items():
-            yield from _floats(item, f"{where}.{key}")
+            _check_finite(item, (*where, key))
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _floats(item, f"{where}[{index}]")
+            _check_finite(item, (*where, index))
 
 
 def check_path(path: str) -> None:
