@@ -46,6 +46,8 @@ MOST_BYTES = 64 << 20
 """Python's allocations in one case."""
 MOST_GROWTH = 256 << 20
 """Resident memory that a whole run may add."""
+ROUND = 1000
+"""Cases that hypothesis draws before it starts anew: it remembers each one, which is no reader's memory."""
 
 
 class Target(NamedTuple):
@@ -432,7 +434,11 @@ def fuzz(target: Target, cases: int, seed: int, save: Path | None) -> Counter[st
         test = hypothesis.given(target.files)(one)
         checks = list(hypothesis.HealthCheck)
         test = hypothesis.settings(
-            max_examples=left, database=None, deadline=None, suppress_health_check=checks, print_blob=False
+            max_examples=min(left, ROUND),
+            database=None,
+            deadline=None,
+            suppress_health_check=checks,
+            print_blob=False,
         )(hypothesis.seed(seed)(test))
         test()
         seed += 1_000_003
