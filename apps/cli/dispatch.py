@@ -85,7 +85,8 @@ def takes_many(config: type[msgspec.Struct], positional: str | None) -> bool:
 def _with_many(command: Command, config: type[msgspec.Struct], words: list[str]) -> msgspec.Struct:
     """Put all leading words without a dash into the field of the bare argument."""
     field = str(command.positional)
-    bare = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    kind, *_ = typing.get_args(typing.get_type_hints(config)[field])
+    bare = [kind(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words)]
     default = arguments.blank(config, **({field: tuple(bare)} if bare else {}))
     return _resolve(command, config, default, words[len(bare) :], f" {field.upper()}...")
 

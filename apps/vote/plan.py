@@ -57,5 +57,5 @@ def _halves(count: int, rng: random.Random) -> list[bool]:
 def _pair(
     folders: Sequence[Folder], pair: tuple[int, int], name: str, prompts: Mapping[str, str], turned: bool
 ) -> Pair:
-    left, right = (folders[i].pictures[name] for i in (reversed(pair) if turned else pair))
+    left, right = (folders[i].pictures[name] for i in (pair[::-1] if turned else pair))
     return Pair(prompts[name], left, right)

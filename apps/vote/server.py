@@ -10,10 +10,12 @@ A browser may be asked by any page in the world to talk to this server, so every
 
 from __future__ import annotations
 
+import contextlib
 import hmac
 import logging
 import re
 import secrets
+import socket
 import socketserver
 import sys
 from http import HTTPStatus
@@ -40,6 +42,7 @@ HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:\d{1,5})?")
 """Names of this machine; the port may be another one, of a tunnel."""
 MOST_BYTES = 4096
 PATIENCE_S = 15
+DRAIN_S, DRAIN_READS = 0.5, 32
 HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -93,6 +96,16 @@ class Server(ThreadingHTTPServer):
         """Bind without asking a name server who we are."""
         socketserver.TCPServer.server_bind(self)
 
+    def shutdown_request(self, request: Any) -> None:
+        """Close after reading what a refused request still sends: else the answer to it is cut off."""
+        with contextlib.suppress(OSError):
+            request.shutdown(socket.SHUT_WR)
+            request.settimeout(DRAIN_S)
+            for _ in range(DRAIN_READS):
+                if not request.recv(MOST_BYTES):
+                    break
+        self.close_request(request)
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Log a fault; a browser that went away is none."""
         expected = isinstance(sys.exception(), ConnectionError | TimeoutError)
@@ -128,7 +141,6 @@ class Handler(BaseHTTPRequestHandler):
     """Answers one connection."""
 
     server: Server
-    protocol_version = "HTTP/1.1"
     server_version = "flashbulb"
     sys_version = ""
     timeout = PATIENCE_S
@@ -231,8 +243,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _refuse(self, status: HTTPStatus, message: str) -> None:
-        """Answer with an error and close: what was sent with the request may not have been read."""
-        self.close_connection = True
+        """Answer with an error."""
         self._send_json({"error": message}, status)
 
     def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:

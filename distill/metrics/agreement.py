@@ -62,7 +62,9 @@ def krippendorff(labels: Labels) -> float | None:
         for thing, label in given.items():
             things.setdefault(thing, []).append(label)
     counted = [Counter(given) for given in things.values() if len(given) > 1]
-    total: Counter[str] = sum(counted, Counter())
+    total = Counter[str]()
+    for count in counted:
+        total.update(count)
     n = total.total()
     apart = sum(_unlike(count) / (count.total() - 1) for count in counted)
     chance = _unlike(total) / (n - 1) if n > 1 else 0.0

@@ -16,6 +16,7 @@ const KEYS = {
 };
 const SAID = { left: "Picture 1 chosen.", right: "Picture 2 chosen.", equal: "Equal." };
 const FLASH_MS = 140;
+const LONG = 120; // characters, of a prompt that is set smaller
 
 const $ = (id) => document.getElementById(id);
 const token = document.querySelector("meta[name=token]").content;
@@ -75,6 +76,7 @@ async function showPictures({ prompt, pictures }) {
   $("ask").setAttribute("aria-busy", "true");
   $("question").textContent = QUESTIONS[state.question];
   $("prompt").textContent = prompt;
+  $("prompt").classList.toggle("long", prompt.length > LONG);
   const images = Object.values(sides).map((side) => side.querySelector("img"));
   images.forEach((image, i) => {
     image.src = pictures[i];
@@ -110,7 +112,7 @@ async function answer(path, body, said) {
 async function vote(choice) {
   if (!ready || !state.asked || (choice === "equal" && !state.equal)) return;
   const body = { comparison: state.asked.id, choice, seconds: (performance.now() - shownAt) / 1000 };
-  const marked = choice === "equal" ? document.querySelector(".pictures") : sides[choice];
+  const marked = choice === "equal" ? $("row") : sides[choice];
   const mark = choice === "equal" ? "equal" : "chosen";
   marked.classList.add(mark);
   ready = false;
