@@ -87,6 +87,11 @@ def _with_many(command: Command, config: type[msgspec.Struct], words: list[str])
     field = str(command.positional)
     kind, *_ = typing.get_args(typing.get_type_hints(config)[field])
     bare = [kind(word) for word in itertools.takewhile(lambda word: not word.startswith("-"), words)]
+    flags = {word.partition("=")[0] for word in words}
+    if not bare and not flags & {f"--{field}", "--help", "-h"}:
+        raise arguments.UsageError(
+            f"flashbulb {command.word} wants {field.upper()}, got none; see flashbulb {command.word} --help"
+        )
     default = arguments.blank(config, **({field: tuple(bare)} if bare else {}))
     return _resolve(command, config, default, words[len(bare) :], f" {field.upper()}...")
 

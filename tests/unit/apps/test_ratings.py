@@ -43,7 +43,9 @@ def test_wrong_input_ends_with_two(tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["elo", str(tmp_path / "none.jsonl")]) == 2
     assert "no votes" in capsys.readouterr().err
     assert main(["elo"]) == 2
-    assert "wanted --votes" in capsys.readouterr().err
+    assert "flashbulb elo wants VOTES, got none" in capsys.readouterr().err
+    assert main(["elo", "--help"]) == 0
+    assert "--votes" in capsys.readouterr().out
     assert main(["vote", str(tmp_path)]) == 2
     assert "at least two folders" in capsys.readouterr().err
 
