@@ -122,7 +122,8 @@ def _measured(config: CostConfig) -> CostRecord:
     from flashbulb.distill.descent import Descent
 
     torch.manual_seed(config.loop.seed)
-    parent, batch = Checkpoint.open(config.teacher), config.loop.batch // config.processes
+    parent = Checkpoint.open(config.teacher).sized(config.image_size)
+    batch = config.loop.batch // config.processes
     recorder = Recorder()
     with tempfile.TemporaryDirectory() as folder:
         world = recorder.watch_data(

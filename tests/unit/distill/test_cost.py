@@ -75,6 +75,30 @@ def test_every_call_of_a_step_is_found(tiny_sticker, tmp_path, objective, calls)
     assert [path.name for path in tmp_path.iterdir()] == ["cost.json"]
 
 
+@pytest.mark.parametrize(("pixels", "side"), [(None, 8), (32, 4)])
+def test_the_step_is_measured_at_the_size_that_is_trained(tiny_sticker, tmp_path, monkeypatch, pixels, side):
+    """Tells a step of 32 pixels from one of the teacher's own 64: a latent has an eighth of them."""
+    sides = set()
+    plain = Denoiser.__call__
+
+    def watched(self, z, *arguments, **keywords):
+        sides.add(tuple(z.shape[-2:]))
+        return plain(self, z, *arguments, **keywords)
+
+    monkeypatch.setattr(Denoiser, "__call__", watched)
+    run(
+        CostConfig(
+            teacher=str(tiny_sticker),
+            out=str(tmp_path),
+            objective=Add(anchor=0, adv=0),
+            loop=LOOP,
+            repeats=3,
+            image_size=pixels,
+        )
+    )
+    assert sides == {(side, side)}
+
+
 def test_the_figures_follow_from_the_times():
     alone = {"student": 4.0, "teacher": 2.0, "decode": 1.5, "critic": 0.5, "data": 0.6, "optimizer": 0.2}
     rounds = {name: [ms * slow for slow in (1, 2, 10)] for name, ms in alone.items()}
