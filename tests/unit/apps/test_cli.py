@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 import msgspec
 import pytest
 
+import flashbulb.distill
 from flashbulb.apps.cli import console, dispatch, main
 from flashbulb.apps.cli.commands import COMMANDS, Command, find, overview
 from flashbulb.distill.errors import MissingExtra
+from flashbulb.distill.table.rows import still_holds
 
 HERE = "tests.unit.apps.test_cli"
 
@@ -199,14 +202,29 @@ def test_a_shipped_recipe_goes_by_its_bare_name(tmp_path: Path, monkeypatch: pyt
     command = find("distill")
     assert command is not None
     shipped: Any = dispatch.configure(command, ["student"])
-    assert (shipped.objective.pairs, shipped.loop.steps) == (8192, 720)
+    assert (shipped.objective.pairs, shipped.loop.steps) == (8192, 800)
     (tmp_path / "student").write_text("loop: {steps: 7}")
     own: Any = dispatch.configure(command, ["student"])
     assert own.loop.steps == 7
+
+
+def test_the_shipped_student_was_taught_by_the_shipped_recipe() -> None:
+    """Its lineage holds every option of that training; `make` teaches alike, but shorter."""
+    folder = Path(flashbulb.distill.__file__).parent / "assets/student"
+    taught = json.loads((folder / "lineage.json").read_text())["entries"][-1]["config"]
+    command, make = find("distill"), find("make")
+    assert command is not None
+    assert make is not None
+    recipe: Any = dispatch.configure(command, ["student"])
+    told = msgspec.json.decode(msgspec.json.encode(recipe))
+    assert still_holds(taught["objective"], told["objective"])
+    assert still_holds(taught["loop"], told["loop"])
+    shorter: Any = dispatch.configure(make, [])
+    assert msgspec.structs.replace(shorter.distill.objective, pairs=8192) == recipe.objective
 
 
 def test_cost_takes_the_recipes_of_distill() -> None:
     command = find("cost")
     assert command is not None
     config: Any = dispatch.configure(command, ["student", "--repeats", "5"])
-    assert (config.objective.pairs, config.loop.steps, config.repeats) == (8192, 720, 5)
+    assert (config.objective.pairs, config.loop.steps, config.repeats) == (8192, 800, 5)
