@@ -14,6 +14,7 @@ import msgspec
 
 from flashbulb.distill.checkpoint import Checkpoint, replace_folder
 from flashbulb.distill.schedule import OneStep, one_step
+from flashbulb.export import structure
 from flashbulb.export.artifact import Artifact, record
 from flashbulb.export.backends import AnyBackend, Coreml, Executorch, Ort
 from flashbulb.export.bundle import (
@@ -82,8 +83,9 @@ def run(config: ExportConfig, on_step: OnStep | None = None) -> Path:
     artifacts = lower_all(
         tasks, checkpoint, step, root, jobs=config.jobs, say=lambda i, what: say(i, total, what)
     )
-    say(total - 2, total, "optimum layout, tokenizer, licences")
+    say(total - 2, total, "optimum layout, structure, tokenizer, licences")
     _write_optimum(config, checkpoint, root)
+    structure.write_all(artifacts, root)
     tokenizers, licences = write_tokenizers(checkpoint, root), write_licences(config, checkpoint, root)
     say(total - 1, total, "golden vectors")
     golden, sanity = _write_golden(config, checkpoint, step, root)

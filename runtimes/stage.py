@@ -18,6 +18,7 @@ from flashbulb.runtimes.gates import bundle_gates, engine_gates
 from flashbulb.runtimes.latency import Effort, Subject
 from flashbulb.runtimes.latency import bench as bench_engines
 from flashbulb.runtimes.pipeline import Pipeline, save_png
+from flashbulb.runtimes.program_gates import program_gates
 from flashbulb.runtimes.records import (
     BundleIdentity,
     LatencyRecord,
@@ -148,12 +149,15 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
     records: list[Record] = []
     chosen = _engines(bundle, config.engine, config.checkpoint, records)
     engines = [variant for engine in chosen for variant in engine.variants(bundle)]
-    total = len(engines) + 1 + (baseline is not None)
+    total = len(engines) + 2 + (baseline is not None)
     _say(on_step, 0, total, "files, tokenizer, noise, constants")
     records += bundle_gates(bundle)
     sound = not any(isinstance(r, SanityRecord) and (r.gate, r.verdict) == ("files", "fail") for r in records)
+    if sound:
+        _say(on_step, 1, total, "structure and weights")
+        records += program_gates(bundle, config.checkpoint)
     for index, engine in enumerate(engines if sound else []):
-        _say(on_step, index + 1, total, engine.label)
+        _say(on_step, index + 2, total, engine.label)
         records += engine_gates(bundle, engine, _threads(config.threads))
     if baseline and sound:
         _say(on_step, total - 1, total, f"against {config.baseline}")

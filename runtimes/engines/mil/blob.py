@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,19 @@ def read_blob(
     if dtype.bits < 8:
         return unpack_bits(raw, dtype, count).reshape(shape)
     return raw.view(dtype.array).reshape(shape)
+
+
+def read_raw(weights: Mapping[str, np.ndarray[Any, Any]], file: str, offset: int) -> bytes:
+    """Return the bytes of one constant as they are stored.
+
+    Raises:
+        ProgramError: when there is no such record.
+    """
+    name = file.removeprefix("@model_path/")
+    if name not in weights:
+        raise ProgramError(f"wanted the weights {file!r}, the package has {sorted(weights)}; export it again")
+    _, size, start = _record(weights[name], offset)
+    return weights[name][start : start + size].tobytes()
 
 
 def _record(data: np.ndarray[Any, Any], offset: int) -> tuple[DType, int, int]:

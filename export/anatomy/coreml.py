@@ -1,0 +1,125 @@
+"""Write down the program of an `.mlpackage` line by line, through coremltools' own protobuf classes.
+
+The interpreter's reader writes the same lines without coremltools
+(`flashbulb.runtimes.engines.mil.listing`): what the one records at export is held at check by the other.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashbulb.export.anatomy.listing import AnatomyError, digest, spell
+
+MODEL = "Data/com.apple.CoreML/model.mlmodel"
+METADATA = struct.Struct("<IIQQ")
+ARRAYS = {
+    1: "|b1", 10: "<f2", 11: "<f4", 12: "<f8", 21: "|i1", 22: "<i2", 23: "<i4", 24: "<i8", 31: "|u1",
+    32: "<u2", 33: "<u4", 34: "<u8",
+}  # fmt: skip
+"""numpy's types for MIL's `DataType`, of those that are stored as whole bytes."""
+STRING = 2
+
+
+def package_lines(path: Path) -> dict[str, str]:
+    """Read a package that coremltools wrote: name -> line of every function."""
+    from coremltools.proto import Model_pb2
+
+    model = Model_pb2.Model()
+    model.ParseFromString((path / MODEL).read_bytes())
+    weights = {
+        f"@model_path/weights/{p.name}": np.fromfile(p, np.uint8)
+        for p in sorted((path / MODEL).parent.glob("weights/*"))
+    }
+    lines = {"(version)": str(model.specificationVersion)}
+    for name, function in sorted(model.mlProgram.functions.items()):
+        writer = _Writer(weights)
+        lines[f"{name}(inputs)"] = f"{function.opset} {writer.named(function.inputs)}"
+        block = function.block_specializations[function.opset]
+        lines |= {f"{name}.{k}": v for k, v in writer.block(block)}
+    return lines
+
+
+class _Writer:
+    def __init__(self, weights: dict[str, Any]) -> None:
+        self.weights = weights
+
+    def block(self, block: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Yield the lines of a block, those of inner blocks after their operation's."""
+        for operation in block.operations:
+            name = prefix + (operation.outputs[0].name if operation.outputs else operation.type)
+            arguments = {k: self.argument(v) for k, v in operation.inputs.items()}
+            arguments |= {k: self.value(v) for k, v in operation.attributes.items() if k != "name"}
+            yield name, operation_line(operation.type, arguments, self.named(operation.outputs))
+            for index, inner in enumerate(operation.blocks):
+                yield from self.block(inner, f"{name}/{index}/")
+        yield f"{prefix}(outputs)", ", ".join(block.outputs)
+
+    def named(self, values: Any) -> str:
+        """Spell names with their types."""
+        return ", ".join(f"{v.name}: {self.kind(v.type)}" for v in values)
+
+    def kind(self, kind: Any) -> str:
+        """Spell a type."""
+        word = kind.WhichOneof("type").removesuffix("Type")
+        if word == "tensor":
+            found = kind.tensorType
+            sizes = [d.constant.size if d.HasField("constant") else None for d in found.dimensions]
+            return type_word(word, found.dataType, None if found.rank < 0 else tuple(sizes))
+        if word in ("list", "state"):
+            inner = getattr(kind, f"{word}Type")
+            inner = inner.type if word == "list" else inner.wrappedType
+            return f"{word} of {self.kind(inner)}"
+        return str(word)
+
+    def argument(self, argument: Any) -> str:
+        """Spell what is bound to one parameter."""
+        words = (b.name if b.HasField("name") else self.value(b.value) for b in argument.arguments)
+        return ", ".join(words)
+
+    def value(self, value: Any) -> str:
+        """Spell a constant."""
+        if value.HasField("blobFileValue"):
+            place = value.blobFileValue
+            raw = _record(self.weights.get(place.fileName), place.offset)
+            return f"{self.kind(value.type)} #{digest(raw)}"
+        if value.immediateValue.HasField("list"):
+            return f"[{', '.join(self.value(v) for v in value.immediateValue.list.values)}]"
+        tensor, kind = value.immediateValue.tensor, value.type.tensorType
+        shape = tuple(d.constant.size for d in kind.dimensions)
+        word = tensor.WhichOneof("value")
+        values = getattr(tensor, word).values if word else b""
+        return immediate(kind.dataType, shape, values)
+
+
+def operation_line(op: str, arguments: dict[str, str], outputs: str) -> str:
+    """Spell an operation."""
+    inside = "; ".join(f"{k}={v}" for k, v in sorted(arguments.items()))
+    return f"{op}({inside}) -> {outputs}"
+
+
+def type_word(kind: str, dtype: int, shape: tuple[int | None, ...] | None) -> str:
+    """Spell a tensor's type."""
+    return f"{kind} {dtype}{list(shape) if shape is not None else '[...]'}"
+
+
+def immediate(dtype: int, shape: tuple[int, ...], values: Any) -> str:
+    """Spell a constant in place: raw bytes, numbers or text."""
+    if dtype == STRING:
+        return repr(list(values))
+    kind = ARRAYS.get(dtype)
+    if kind is None:
+        return f"{type_word('tensor', dtype, shape)} #{digest(bytes(values))}"
+    array = np.frombuffer(values, kind) if isinstance(values, bytes) else np.array(list(values)).astype(kind)
+    return spell(array.reshape(shape))
+
+
+def _record(data: Any, offset: int) -> bytes:
+    if data is None or offset + METADATA.size > data.size:
+        raise AnatomyError(f"wanted a weight at byte {offset}, the package has none there; export it again")
+    _, _, size, start = METADATA.unpack(data[offset : offset + METADATA.size].tobytes())
+    return bytes(data[start : start + size])

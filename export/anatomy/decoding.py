@@ -1,0 +1,88 @@
+"""ONNX graphs of either file format: nodes that only decode constants are constants themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from flashbulb.export.anatomy.listing import AnatomyError, Array, Constant, Listing, Node, arrange, spell
+
+Raw = Callable[[], Array]
+CASTS = {1: np.float32, 6: np.int32, 7: np.int64, 10: np.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class RawNode:
+    """One node as the file has it."""
+
+    op: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def line(self) -> str:
+        """Everything that decides what it computes."""
+        options = " ".join(f"{k}={_spelled(v)}" for k, v in sorted(self.attributes.items()))
+        return f"{self.op}({', '.join(self.inputs)}) -> {', '.join(self.outputs)} {options}".rstrip()
+
+
+def build(
+    nodes: Iterable[RawNode],
+    raws: Mapping[str, Raw],
+    inputs: Iterable[str],
+    outputs: Iterable[str],
+    opsets: Mapping[str, int],
+) -> Listing:
+    """Make a listing: decode what is constant, order the rest."""
+    held = list(nodes)
+    lines = {n.outputs[0] if n.outputs else n.op: n.line for n in held}
+    lines |= {name: f"constant {spell(load())}" for name, load in raws.items()}
+    lines["(inputs)"], lines["(outputs)"] = ", ".join(inputs), ", ".join(outputs)
+    lines["(opsets)"] = ", ".join(f"{k} {v}" for k, v in sorted(opsets.items()))
+    constants = {name: Constant(load) for name, load in raws.items()}
+    ordered = arrange(Node(n.op, tuple(i for i in n.inputs if i), n.outputs, n.line) for n in held)
+    by_output = {n.outputs[0]: n for n in held if n.outputs}
+    left, consumed = [], set[str]()
+    for node in ordered:
+        decoded = _decoded(by_output[node.outputs[0]], constants) if node.outputs else None
+        if decoded is None:
+            left.append(node)
+            continue
+        constants[node.outputs[0]] = decoded
+        consumed |= set(node.inputs)
+    used = {i for n in left for i in n.inputs}
+    kept = {n: c for n, c in constants.items() if n not in consumed or n in used}
+    return Listing(nodes=tuple(left), constants=kept, lines=lines)
+
+
+def _decoded(node: RawNode, known: Mapping[str, Constant]) -> Constant | None:
+    """Return the constant that a decoding node makes, None where it computes something else."""
+    if not node.inputs or any(i not in known for i in node.inputs):
+        return None
+    parts = [known[i] for i in node.inputs]
+    if node.op == "Cast" and node.attributes.get("to") in CASTS:
+        kind = CASTS[int(node.attributes["to"])]
+        return Constant(lambda: parts[0].load().astype(kind))
+    if node.op == "Gather" and node.attributes.get("axis", 0) == 0 and len(parts) == 2:
+        return Constant(partial(_take, *parts), table=parts[0].load)
+    if node.op == "Mul" and len(parts) == 2:
+        return Constant(lambda: parts[0].load() * parts[1].load(), scale=parts[1].load)
+    return None
+
+
+def _take(table: Constant, index: Constant) -> Array:
+    entries, codes = table.load(), index.load()
+    if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= len(entries)):
+        raise AnatomyError(f"wanted codes under {len(entries)}, got up to {int(codes.max())}")
+    return entries[codes]
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return spell(value)
+    return repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,113 @@
+"""Gates of the programs themselves, without running one: what was exported, with the checkpoint's weights.
+
+The structure gate needs the record that an export leaves in the bundle; the weight gate needs the checkpoint.
+What is not there is said in a record of its own, which is no pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from flashbulb.distill.checkpoint import CheckpointError
+from flashbulb.export.anatomy import AnatomyError, read
+from flashbulb.export.anatomy.listing import Listing
+from flashbulb.export.artifact import Artifact
+from flashbulb.export.bundle import Bundle
+from flashbulb.export.structure import Structure, contract, differences, read_structure
+from flashbulb.runtimes.engines import Eager
+from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.engines.mil.errors import ProgramError
+from flashbulb.runtimes.gates import sanity
+from flashbulb.runtimes.records import SanityRecord
+from flashbulb.runtimes.sources import Sources, sources
+from flashbulb.runtimes.weights import judge_weights
+
+OPEN_ERRORS = (AnatomyError, ProgramError, EngineError, OSError)
+SHOWN_PROBLEMS = 3
+
+
+def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[SanityRecord]:
+    """Judge every artifact's structure and weights, then what else follows from the checkpoint.
+
+    Args:
+        bundle: whose files have the recorded hashes.
+        checkpoint: where its source is, if not where it was at export.
+    """
+    weigh, reason = _weigher(bundle, checkpoint)
+    for artifact in bundle.manifest.artifacts:
+        try:
+            listing, recorded = open_listing(bundle, artifact), read_structure(bundle.root, artifact)
+        except OPEN_ERRORS as error:
+            words = f"{label(artifact)} cannot be taken apart: {error}"
+            yield sanity(f"structure.{label(artifact)}", "bundle", False, words)
+            continue
+        yield structure_gate(artifact, listing, recorded)
+        if weigh:
+            yield weigh(artifact, listing)
+    if reason:
+        words = f"no weight could be judged: {reason}"
+        yield SanityRecord(gate="weights", engine="bundle", verdict="skip", sentence=words)
+
+
+def label(artifact: Artifact) -> str:
+    """Name an artifact in records, as `unet.onnx`."""
+    return f"{artifact.component}.{artifact.format}"
+
+
+def open_listing(bundle: Bundle, artifact: Artifact) -> Listing:
+    """Take an artifact apart.
+
+    Raises:
+        AnatomyError, ProgramError: when it is damaged.
+    """
+    if artifact.format == "mlpackage":
+        from flashbulb.runtimes.engines.mil.listing import read_package_listing
+
+        return read_package_listing(bundle.path(artifact))
+    return read(bundle.path(artifact), artifact.format, artifact.method)
+
+
+def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | None) -> SanityRecord:
+    """Hold a program to the record of what was exported, line by line."""
+    gate, name = f"structure.{label(artifact)}", label(artifact)
+    if recorded is None:
+        words = f"{name}: the bundle has no structure record; export it again to have one"
+        return SanityRecord(gate=gate, engine="bundle", verdict="skip", sentence=words)
+    told = [f"the manifest's {d}" for d in differences(recorded.contract, contract(artifact))]
+    found = [*told, *differences(recorded.lines, listing.lines)]
+    lines = len(recorded.lines)
+    words = f"{name} has the {lines} operations and constants that were exported"
+    if found:
+        words = f"{name} differs from what was exported in {len(found)} of {lines} lines, first {found[0]}"
+    return sanity(gate, "bundle", not found, words, value=float(len(found)), threshold=0.0)
+
+
+def _weigher(
+    bundle: Bundle, checkpoint: str | None
+) -> tuple[Callable[[Artifact, Listing], SanityRecord] | None, str | None]:
+    """Return what judges weights, or the reason why nothing can."""
+    eager = Eager(checkpoint=checkpoint)
+    if reason := eager.missing():
+        return None, reason
+    try:
+        found = eager.open(bundle)
+    except CheckpointError as error:
+        return None, f"the checkpoint of the bundle is not here ({error})"
+    wanted = sources(found, bundle.manifest.sampling.one_step, found.components())
+    return partial(weight_gate, wanted), None
+
+
+def weight_gate(wanted: Sources, artifact: Artifact, listing: Listing) -> SanityRecord:
+    """Hold every stored weight to the checkpoint, by the rule of its code."""
+    found, name = judge_weights(listing, wanted, artifact.component), label(artifact)
+    words = f"{name} holds the checkpoint's {found.matched} tensors, {found.values} values"
+    if found.problems:
+        more = len(found.problems) - SHOWN_PROBLEMS
+        words = f"{name}: {'; '.join(found.problems[:SHOWN_PROBLEMS])}" + (
+            f"; {more} more" if more > 0 else ""
+        )
+    good = not found.problems
+    return sanity(
+        f"weights.{name}", "bundle", good, words, value=float(found.wrong), threshold=0.0, unit="values"
+    )

@@ -1,0 +1,136 @@
+"""The tensors that an exported program must hold, taken from the checkpoint and under its names."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flashbulb.export.anatomy.listing import Array
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flashbulb.distill.checkpoint import Checkpoint
+    from flashbulb.distill.schedule import OneStep
+
+FOLDED = ("conv1.bias", "add_embedding.linear_1.bias", "add_embedding.linear_2.bias")
+"""Ends of the names of biases into which the timestep is folded: computed, so equal only up to rounding."""
+ORDERS = {2: ((0, 1), (1, 0)), 4: ((0, 1, 2, 3), (0, 2, 3, 1), (2, 3, 1, 0))}
+"""Orders of axes in which formats keep weights, by rank: transposed products, and channels last."""
+Key = tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One tensor of the checkpoint, as the rewritten modules use it."""
+
+    name: str
+    """`component/path`; the parts of a weight that is cut in two have names of their own."""
+    values: Array
+    """Its float32 values."""
+    folded: bool = False
+    """Computed from other weights, hence equal only up to float32 rounding."""
+    required: bool = True
+    """A parameter; buffers need not be in a program."""
+    factor: float | None = None
+    """What a converter may multiply it with: the affine that follows the last convolution of a component."""
+
+    @property
+    def component(self) -> str:
+        """Which component it belongs to."""
+        return self.name.split("/", 1)[0]
+
+    @property
+    def trivial(self) -> bool:
+        """Tell a tensor of zeros or ones, whose use any converter may drop."""
+        flat = self.values.ravel()
+        return flat.size > 0 and flat[0] in (0.0, 1.0) and bool((flat == flat[0]).all())
+
+    def forms(self) -> Iterator[Array]:
+        """Yield it in every order of axes that a format may keep it in, also multiplied by its factor."""
+        yield from self._ordered(self.values)
+        if self.factor is not None:
+            yield from self._ordered(self.values * np.float32(self.factor))
+
+    def _ordered(self, values: Array) -> Iterator[Array]:
+        for order in ORDERS.get(values.ndim, (tuple(range(values.ndim)),)):
+            yield np.ascontiguousarray(values.transpose(order))
+
+
+@dataclass(slots=True)
+class Sources:
+    """All wanted tensors, found by their values in any float type and order."""
+
+    wanted: Mapping[str, Wanted]
+    _index: dict[str, dict[bytes, list[str]]] = field(default_factory=dict)
+
+    def of(self, component: str) -> list[Wanted]:
+        """Return the tensors of a component; the generator has those of all."""
+        return [w for w in self.wanted.values() if component in ("generator", w.component)]
+
+    def named(self, values: Array) -> list[str]:
+        """Return the names of those tensors that are exactly these values, rounded to their type."""
+        kind = values.dtype.str
+        if kind not in self._index:
+            self._index[kind] = self._build(values.dtype)
+        return self._index[kind].get(fingerprint(values), [])
+
+    def _build(self, kind: np.dtype[np.generic]) -> dict[bytes, list[str]]:
+        found: dict[bytes, list[str]] = {}
+        for wanted in self.wanted.values():
+            for form in wanted.forms():
+                with np.errstate(over="ignore"):
+                    names = found.setdefault(fingerprint(form.astype(kind)), [])
+                if wanted.name not in names:
+                    names.append(wanted.name)
+        return found
+
+
+def fingerprint(values: Array) -> bytes:
+    """Return a digest of the values in their order, whatever their shape; -0 is 0."""
+    return hashlib.blake2b(np.ascontiguousarray(values + values.dtype.type(0)).data, digest_size=16).digest()
+
+
+def sources(checkpoint: Checkpoint, step: OneStep, components: Iterable[str]) -> Sources:
+    """Load the checkpoint and rewrite it as an export does."""
+    found = {}
+    for component in components:
+        for wanted in _component(checkpoint, step, component):
+            found[wanted.name] = wanted
+    return Sources(found)
+
+
+def _component(checkpoint: Checkpoint, step: OneStep, component: str) -> Iterator[Wanted]:
+    from flashbulb.export.graph import module
+    from flashbulb.export.rewrites import Rewrite
+
+    part = module(checkpoint, component, step, Rewrite())
+    parameters, last = dict(part.named_parameters()), _last_convolution(part)
+    for path, tensor in (*parameters.items(), *part.named_buffers()):
+        name = path.removeprefix("unet.") if component == "unet" else path
+        yield Wanted(
+            name=f"{component}/{name}",
+            values=tensor.detach().float().numpy(),
+            folded=component == "unet" and name.endswith(FOLDED),
+            required=path in parameters,
+            factor=_factor(component, step) if path.rpartition(".")[0] == last else None,
+        )
+
+
+def _last_convolution(part: nn.Module) -> str:
+    """Name the module behind which a component's output lies."""
+    import torch
+
+    names = [n for n, m in part.named_modules() if isinstance(m, torch.nn.Conv2d)]
+    return next((n for n in names if n.endswith("conv_out")), names[-1] if names else "")
+
+
+def _factor(component: str, step: OneStep) -> float | None:
+    """Return the factor of the affine behind a component: [-1, 1] to [0, 1], and the one step."""
+    if component == "vae_decoder":
+        return 0.5
+    return step.coefficients()[1] / step.latent_scale if component == "unet" else None

@@ -1,0 +1,275 @@
+"""Programs are held to what was exported and to the checkpoint: planted faults are named, sound ones pass."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from flashbulb.export.artifact import digest, record, records
+from flashbulb.export.bundle import Bundle, read_bundle, write_manifest
+from flashbulb.export.structure import differences
+from flashbulb.runtimes.program_gates import program_gates
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("executorch")
+pytest.importorskip("coremltools")
+pytestmark = pytest.mark.slow
+WEIGHT = "down_blocks.0.resnets.0.conv2.weight"
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All three runtimes of a checkpoint whose text encoder and UNet are encoded."""
+    from flashbulb.compress.methods import Palettize, QuantizeInt8
+    from flashbulb.compress.stage import CompressConfig
+    from flashbulb.compress.stage import run as compress
+    from flashbulb.export import stage
+    from flashbulb.export.backends import Coreml, Executorch, Ort
+
+    folder = tmp_path_factory.mktemp("programs")
+    source = compress(
+        CompressConfig(
+            checkpoint=str(tiny_sticker),
+            out=str(folder / "checkpoint"),
+            default=None,
+            by_kind={"text_encoder": Palettize(bits=6), "unet": QuantizeInt8()},
+            min_weights=512,
+            floor_psnr_db=None,
+        )
+    )
+    backends = (
+        Ort(generator=False, optimum=False),
+        Executorch(generator=False, allow_dequantized=True),
+        Coreml(generator=False),
+    )
+    return stage.run(
+        stage.ExportConfig(checkpoint=str(source), out=str(folder / "bundle"), backends=backends)
+    )
+
+
+@pytest.fixture
+def copied(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def resign(root: Path) -> Bundle:
+    """Make all hashes of a changed bundle right again."""
+    bundle = read_bundle(root)
+    artifacts = []
+    for artifact in bundle.manifest.artifacts:
+        files = records(bundle.path(artifact), root)
+        size = sum(f.size_bytes for f in files)
+        artifacts.append(
+            msgspec.structs.replace(artifact, files=files, sha256=digest(files), size_bytes=size)
+        )
+    files = tuple(record(root / f.path, root) for f in bundle.manifest.files)
+    write_manifest(msgspec.structs.replace(bundle.manifest, artifacts=tuple(artifacts), files=files), root)
+    return read_bundle(root)
+
+
+def failed(root: Path) -> dict[str, str]:
+    return {r.gate: r.sentence for r in program_gates(resign(root)) if r.verdict == "fail"}
+
+
+def unet_weight(root: Path, name: str = WEIGHT) -> np.ndarray[Any, Any]:
+    from safetensors.numpy import load_file
+
+    source = Path(read_bundle(root).manifest.source.checkpoint)
+    return load_file(next((source / "unet").glob("*.safetensors")))[name]
+
+
+def replace_bytes(path: Path, old: bytes, change: Callable[[bytearray], None]) -> None:
+    """Change the bytes of one tensor where they stand in a file."""
+    data = path.read_bytes()
+    assert data.count(old) >= 1
+    new = bytearray(old)
+    change(new)
+    path.write_bytes(data.replace(old, bytes(new)))
+
+
+def test_sound_programs_pass_both_gates(exported: Path) -> None:
+    found = list(program_gates(read_bundle(exported)))
+    assert [r.sentence for r in found if r.verdict != "pass"] == []
+    assert len(found) == 2 * 3 * 4  # structure and weights of three components in four formats
+    unet = next(r for r in found if r.gate == "weights.unet.mlpackage")
+    assert unet.value == 0.0
+    assert unet.threshold == 0.0
+
+
+def test_both_readers_of_core_ml_packages_agree(exported: Path) -> None:
+    from flashbulb.export.anatomy.coreml import package_lines
+    from flashbulb.runtimes.engines.mil.listing import read_package_listing
+
+    for name in ("text_encoder", "unet", "vae_decoder"):
+        path = exported / f"coreml/{name}.mlpackage"
+        assert dict(read_package_listing(path).lines) == package_lines(path)
+
+
+def test_one_wrong_weight_of_a_pte_is_named(copied: Path) -> None:
+    weight = np.ascontiguousarray(unet_weight(copied).transpose(0, 2, 3, 1))
+    replace_bytes(copied / "executorch/model.pte", weight.tobytes(), lambda b: b.__setitem__(43, b[43] ^ 1))
+    found = failed(copied)
+    assert set(found) == {"structure.unet.pte", "weights.unet.pte"}
+    assert f"1 of {weight.size} values of unet/{WEIGHT} are not the checkpoint's" in found["weights.unet.pte"]
+    assert "first number 10: stored" in found["weights.unet.pte"]
+
+
+def test_one_wrong_weight_of_an_ort_file_is_named(copied: Path) -> None:
+    name = "decoder.conv_in.weight"
+    from safetensors.numpy import load_file
+
+    source = Path(read_bundle(copied).manifest.source.checkpoint)
+    weight = load_file(next((source / "vae").glob("*.safetensors")))[name]
+    replace_bytes(copied / "onnx/vae_decoder.ort", weight.tobytes(), lambda b: b.__setitem__(3, b[3] ^ 128))
+    found = failed(copied)
+    assert set(found) == {"structure.vae_decoder.ort", "weights.vae_decoder.ort"}
+    assert f"1 of {weight.size} values of vae_decoder/{name}" in found["weights.vae_decoder.ort"]
+
+
+def test_one_wrong_weight_of_a_core_ml_package_is_named(copied: Path) -> None:
+    weight = unet_weight(copied, "conv_in.weight").astype(np.float16)
+    path = copied / "coreml/unet.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    replace_bytes(path, weight.tobytes(), lambda b: b.__setitem__(2, b[2] ^ 1))
+    found = failed(copied)
+    assert set(found) == {"structure.unet.mlpackage", "weights.unet.mlpackage"}
+    assert (
+        "values of unet/conv_in.weight are not the checkpoint's, first number 1"
+        in found["weights.unet.mlpackage"]
+    )
+
+
+def onnx_edit(path: Path, change: Callable[[Any], None]) -> None:
+    import onnx
+
+    model = onnx.load(path)
+    change(model)
+    onnx.save(model, path)
+
+
+def test_codes_and_scales_of_an_encoded_weight_are_judged(copied: Path) -> None:
+    from onnx import numpy_helper
+
+    def other_code(model: Any) -> None:
+        codes = next(t for t in model.graph.initializer if t.name.endswith(".codes"))
+        values = numpy_helper.to_array(codes).copy()
+        values.flat[7] ^= 1
+        codes.CopyFrom(numpy_helper.from_array(values, codes.name))
+
+    def other_scale(model: Any) -> None:
+        scale = next(t for t in model.graph.initializer if t.name.endswith(".scale"))
+        values = numpy_helper.to_array(scale).copy()
+        values.flat[0] *= np.float32(1.5)
+        scale.CopyFrom(numpy_helper.from_array(values, scale.name))
+
+    onnx_edit(copied / "onnx/text_encoder.onnx", other_code)
+    onnx_edit(copied / "onnx/unet.onnx", other_scale)
+    found = failed(copied)
+    assert "1 of " in found["weights.text_encoder.onnx"]
+    assert "text_encoder/text_model." in found["weights.text_encoder.onnx"]
+    assert "unet/" in found["weights.unet.onnx"]
+
+
+def test_an_attribute_is_named_with_what_it_was(copied: Path) -> None:
+    def other_epsilon(model: Any) -> None:
+        node = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
+        next(a for a in node.attribute if a.name == "epsilon").f = 1e-4
+
+    onnx_edit(copied / "onnx/text_encoder.onnx", other_epsilon)
+    found = failed(copied)
+    assert set(found) == {"structure.text_encoder.onnx"}
+    assert "epsilon=" in found["structure.text_encoder.onnx"]
+    assert "in 1 of" in found["structure.text_encoder.onnx"]
+
+
+def test_an_attribute_of_a_core_ml_operation_is_named(copied: Path) -> None:
+    from coremltools.proto import Model_pb2
+
+    path = copied / "coreml/text_encoder.mlpackage/Data/com.apple.CoreML/model.mlmodel"
+    model = Model_pb2.Model()
+    model.ParseFromString(path.read_bytes())
+    function = model.mlProgram.functions["main"]
+    block = function.block_specializations[function.opset]
+    axis = next(o for o in block.operations if o.type == "softmax").inputs["axis"].arguments[0].name
+    const = next(o for o in block.operations if o.outputs[0].name == axis)
+    const.attributes["val"].immediateValue.tensor.ints.values[0] = 1
+    path.write_bytes(model.SerializeToString())
+    found = failed(copied)
+    assert set(found) == {"structure.text_encoder.mlpackage"}
+    assert repr(f"main.{axis}") in found["structure.text_encoder.mlpackage"]
+
+
+def test_swapped_inputs_of_a_product_are_wiring(copied: Path) -> None:
+    def swap(model: Any) -> None:
+        node = next(n for n in model.graph.node if n.op_type == "Softmax")
+        users = [n for n in model.graph.node if node.output[0] in n.input and n.op_type == "MatMul"]
+        users[0].input[0], users[0].input[1] = users[0].input[1], users[0].input[0]
+
+    onnx_edit(copied / "onnx/text_encoder.onnx", swap)
+    assert set(failed(copied)) == {"structure.text_encoder.onnx"}
+
+
+def test_a_stale_artifact_of_another_checkpoint_is_found(copied: Path) -> None:
+    def other(model: Any) -> None:
+        from onnx import numpy_helper
+
+        for tensor in model.graph.initializer:
+            if tensor.name.endswith("bias"):
+                values = numpy_helper.to_array(tensor) + np.float32(0.25)
+                tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+
+    onnx_edit(copied / "onnx/vae_decoder.onnx", other)
+    found = failed(copied)
+    assert "more" in found["weights.vae_decoder.onnx"]
+
+
+def test_an_edited_contract_is_the_manifests_fault(copied: Path) -> None:
+    import json
+
+    path = copied / "manifest.json"
+    value = json.loads(path.read_text())
+    value["artifacts"][0]["precision"] = "float16"
+    path.write_text(json.dumps(value))
+    (sentence,) = failed(copied).values()
+    assert "the manifest's 'precision' was" in sentence
+
+
+@pytest.mark.parametrize("name", ["onnx/unet.onnx", "onnx/unet.ort", "executorch/model.pte"])
+def test_a_damaged_file_fails_and_says_why(copied: Path, name: str) -> None:
+    path = copied / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    assert any("cannot be taken apart" in s for s in failed(copied).values())
+
+
+def test_without_the_checkpoint_weights_cannot_be_judged(copied: Path) -> None:
+    import json
+
+    path = copied / "manifest.json"
+    value = json.loads(path.read_text())
+    value["source"]["checkpoint"] = "nowhere/at-all"
+    path.write_text(json.dumps(value))
+    found = [r for r in program_gates(read_bundle(copied)) if r.gate.startswith("weights")]
+    assert [r.verdict for r in found] == ["skip"]
+    assert "no weight could be judged" in found[0].sentence
+
+
+def test_a_bundle_without_records_says_so(copied: Path) -> None:
+    import json
+
+    path = copied / "manifest.json"
+    value = json.loads(path.read_text())
+    value["files"] = [f for f in value["files"] if not f["path"].startswith("structure/")]
+    path.write_text(json.dumps(value))
+    shutil.rmtree(copied / "structure")
+    found = [r for r in program_gates(read_bundle(copied)) if r.gate.startswith("structure")]
+    assert {r.verdict for r in found} == {"skip"}
+
+
+def test_differences_name_what_is_gone_new_and_other() -> None:
+    found = list(differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"}))
+    assert found == ["'a' is gone, it was `1`", "'b' was `2`, is `3`", "'c' is new: `4`"]
