@@ -6,6 +6,7 @@ quantity without one fails, so that a manifest cannot pass by staying silent.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
@@ -31,6 +32,8 @@ CONSTANTS_DB = 80.0
 """The golden x0 must follow from the golden output by the manifest's numbers up to float32 rounding."""
 EAGER_DB = 60.0
 """PyTorch against its own golden vectors: another processor's float32 rounding, amplified by one step."""
+CHANNEL_SHARE = 0.5
+"""Another order of the channels that leaves under this share of the error is the picture's true order."""
 RANGE_SLACK = 1e-6
 """What a clamp to [0, 1] may still leave outside."""
 
@@ -222,6 +225,7 @@ def picture_gates(judge_: Judge, path: str, draw: Draw, golden: tuple[Golden, ..
     ids = [_ids(judge_.bundle, case) for case in golden[:2]]
     first = draw(ids[0], golden[0]["noise"])
     yield range_gate(engine, path, first)
+    yield channel_gate(engine, path, first, golden[0]["image"])
     std = _finite_std(first)
     words = f"{engine} {path}: the picture has a standard deviation of {std:.2g}, wanted {floors.std_min:.2g}"
     yield sanity(
@@ -252,6 +256,19 @@ def range_gate(engine: str, path: str, image: Array) -> SanityRecord:
     words = f"{engine} {path}: the picture spans [{low:.3f}, {high:.3f}], wanted within [0, 1]"
     good = outside <= RANGE_SLACK
     return sanity(f"range.{path}", engine, good, words, value=outside, threshold=RANGE_SLACK)
+
+
+def channel_gate(engine: str, path: str, image: Array, reference: Array) -> SanityRecord:
+    """No other order of the channels may bring the picture clearly nearer to the reference."""
+    errors = {o: _finite_rms(reference, image[:, list(o)]) for o in itertools.permutations(range(3))}
+    told, best = errors[(0, 1, 2)], min(errors, key=lambda order: errors[order])
+    good = told >= 0.0 and errors[best] >= CHANNEL_SHARE * told
+    shown = "RGB" if good else "".join("RGB"[best.index(i)] for i in range(3))
+    words = f"{engine} {path}: the channels come in the order {shown}, wanted RGB"
+    if told < 0.0:
+        words = f"{engine} {path}: the picture is not finite, so that its channels have no order"
+    limit = errors[best] / CHANNEL_SHARE
+    return sanity(f"channels.{path}", engine, good, words, value=told, threshold=max(limit, 0.0))
 
 
 def fused_gate(judge_: Judge, pipeline: Pipeline, golden: tuple[Golden, ...]) -> SanityRecord:

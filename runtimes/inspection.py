@@ -25,7 +25,7 @@ Record = SanityRecord | ParityRecord
 CHAIN = ("text_encoder", "unet", "vae_decoder")
 PICTURES = ("vae_decoder", "image", "generator")
 """Quantities whose tensor is a picture."""
-SANITY_OF_PICTURES = ("range", "variance", "prompt_sensitivity", "noise_sensitivity")
+SANITY_OF_PICTURES = ("range", "channels", "variance", "prompt_sensitivity", "noise_sensitivity")
 
 
 class Question(NamedTuple):

@@ -6,10 +6,10 @@ What is not there is said in a record of its own, which is no pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
-from flashbulb.distill.checkpoint import CheckpointError
+from flashbulb.distill.checkpoint import Checkpoint, CheckpointError
 from flashbulb.export.anatomy import AnatomyError, read
 from flashbulb.export.anatomy.listing import Listing
 from flashbulb.export.artifact import Artifact
@@ -20,6 +20,7 @@ from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.records import SanityRecord
+from flashbulb.runtimes.source_gates import checkpoint_gates, rule_gates
 from flashbulb.runtimes.sources import Sources, sources
 from flashbulb.runtimes.weights import judge_weights
 
@@ -34,7 +35,13 @@ def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[San
         bundle: whose files have the recorded hashes.
         checkpoint: where its source is, if not where it was at export.
     """
-    weigh, reason = _weigher(bundle, checkpoint)
+    yield from rule_gates(bundle)
+    found, reason = open_source(bundle, checkpoint)
+    weigh = None
+    if found:
+        yield from checkpoint_gates(bundle, found)
+        wanted = sources(found, bundle.manifest.sampling.one_step, found.components())
+        weigh = partial(weight_gate, wanted)
     for artifact in bundle.manifest.artifacts:
         try:
             listing, recorded = open_listing(bundle, artifact), read_structure(bundle.root, artifact)
@@ -46,7 +53,7 @@ def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[San
         if weigh:
             yield weigh(artifact, listing)
     if reason:
-        words = f"no weight could be judged: {reason}"
+        words = f"no weight, tokenizer or schedule could be held to the checkpoint: {reason}"
         yield SanityRecord(gate="weights", engine="bundle", verdict="skip", sentence=words)
 
 
@@ -83,19 +90,15 @@ def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | N
     return sanity(gate, "bundle", not found, words, value=float(len(found)), threshold=0.0)
 
 
-def _weigher(
-    bundle: Bundle, checkpoint: str | None
-) -> tuple[Callable[[Artifact, Listing], SanityRecord] | None, str | None]:
-    """Return what judges weights, or the reason why nothing can."""
+def open_source(bundle: Bundle, checkpoint: str | None) -> tuple[Checkpoint | None, str | None]:
+    """Open the checkpoint of a bundle, or return the reason why it cannot be."""
     eager = Eager(checkpoint=checkpoint)
     if reason := eager.missing():
         return None, reason
     try:
-        found = eager.open(bundle)
+        return eager.open(bundle), None
     except CheckpointError as error:
-        return None, f"the checkpoint of the bundle is not here ({error})"
-    wanted = sources(found, bundle.manifest.sampling.one_step, found.components())
-    return partial(weight_gate, wanted), None
+        return None, str(error)
 
 
 def weight_gate(wanted: Sources, artifact: Artifact, listing: Listing) -> SanityRecord:

@@ -33,6 +33,7 @@ from flashbulb.runtimes.records import (
     write_report,
 )
 from flashbulb.runtimes.regression import Limits, open_baseline
+from flashbulb.runtimes.source_gates import floor_gate
 from flashbulb.runtimes.summary import markdown, publish
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,8 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
     for index, engine in enumerate(engines if sound else []):
         _say(on_step, index + 2, total, engine.label)
         records += engine_gates(bundle, engine, _threads(config.threads))
+    if (floors := floor_gate(records)) is not None:
+        records.append(floors)
     if baseline and sound:
         _say(on_step, total - 1, total, f"against {config.baseline}")
         records += baseline.compare(bundle, chosen, records)

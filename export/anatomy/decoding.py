@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,19 +31,25 @@ class RawNode:
         return f"{self.op}({', '.join(self.inputs)}) -> {', '.join(self.outputs)} {options}".rstrip()
 
 
-def build(
-    nodes: Iterable[RawNode],
-    raws: Mapping[str, Raw],
-    inputs: Iterable[str],
-    outputs: Iterable[str],
-    opsets: Mapping[str, int],
-) -> Listing:
+@dataclass(frozen=True, slots=True)
+class RawGraph:
+    """A graph as a file has it."""
+
+    nodes: Sequence[RawNode]
+    raws: Mapping[str, Raw]
+    """Stored constants."""
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+    opsets: Mapping[str, int]
+
+
+def build(graph: RawGraph) -> Listing:
     """Make a listing: decode what is constant, order the rest."""
-    held = list(nodes)
+    held, raws = graph.nodes, graph.raws
     lines = {n.outputs[0] if n.outputs else n.op: n.line for n in held}
     lines |= {name: f"constant {spell(load())}" for name, load in raws.items()}
-    lines["(inputs)"], lines["(outputs)"] = ", ".join(inputs), ", ".join(outputs)
-    lines["(opsets)"] = ", ".join(f"{k} {v}" for k, v in sorted(opsets.items()))
+    lines["(inputs)"], lines["(outputs)"] = ", ".join(graph.inputs), ", ".join(graph.outputs)
+    lines["(opsets)"] = ", ".join(f"{k} {v}" for k, v in sorted(graph.opsets.items()))
     constants = {name: Constant(load) for name, load in raws.items()}
     ordered = arrange(Node(n.op, tuple(i for i in n.inputs if i), n.outputs, n.line) for n in held)
     by_output = {n.outputs[0]: n for n in held if n.outputs}

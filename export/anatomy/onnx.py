@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flashbulb.export.anatomy.decoding import RawNode, build
+from flashbulb.export.anatomy.decoding import RawGraph, RawNode, build
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Listing
 
 
@@ -29,7 +29,7 @@ def read_onnx(path: Path) -> Listing:
     nodes = [_node(n) for n in graph.node]
     stored = set(raws)
     inputs = [i.name for i in graph.input if i.name not in stored]
-    return build(nodes, raws, inputs, [o.name for o in graph.output], opsets)
+    return build(RawGraph(nodes, raws, inputs, [o.name for o in graph.output], opsets))
 
 
 def _values(tensor: Any) -> Array:

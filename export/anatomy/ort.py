@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from flashbulb.export.anatomy.decoding import Raw, RawNode, build
+from flashbulb.export.anatomy.decoding import RawGraph, RawNode, build
 from flashbulb.export.anatomy.flat import Table
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Listing
 
@@ -30,6 +30,15 @@ def read_ort(path: Path) -> Listing:
     Raises:
         AnatomyError: when it is damaged, or something else.
     """
+    return build(raw_ort(path))
+
+
+def raw_ort(path: Path) -> RawGraph:
+    """Read the graph of an `.ort` file as it stands.
+
+    Raises:
+        AnatomyError: when it is damaged, or something else.
+    """
     data = memoryview(path.read_bytes())
     if len(data) < 8 or bytes(data[4:8]) != MARK:
         raise AnatomyError(f"wanted the mark {MARK!r} in {path.name}, got {bytes(data[4:8])!r}")
@@ -40,7 +49,7 @@ def read_ort(path: Path) -> Listing:
     opsets = {t.text(0) or "ai.onnx": t.integer(1, "q") for t in model.tables(1)}
     raws = {t.text(0): partial(_values, t) for t in graph.tables(0)}
     nodes = [_node(t) for t in graph.tables(2)]
-    return build(nodes, raws, graph.texts(5), graph.texts(6), opsets)
+    return RawGraph(nodes, raws, graph.texts(5), graph.texts(6), opsets)
 
 
 def _values(tensor: Table) -> Array:
@@ -81,6 +90,3 @@ def _present(table: Table | None) -> Table:
     if table is None:
         raise AnatomyError("wanted a tensor in an attribute, got none; the file is damaged")
     return table
-
-
-__all__ = ["DTYPES", "Raw", "read_ort"]

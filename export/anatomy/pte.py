@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -88,13 +89,44 @@ class Program:
         return memoryview(inline[index].array(0, "|u1").data)
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One instruction: a kernel, or a graph that a delegate runs."""
+
+    op: str
+    args: list[str]
+    graph: Graph | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One method, as an interpreter needs it."""
+
+    listing: Listing
+    calls: list[Call]
+    inputs: list[str]
+    outputs: list[str]
+
+
 def read_pte(path: Path, method: str) -> Listing:
     """Read one method.
 
     Raises:
         AnatomyError: when the file is damaged, or uses what is not read here.
     """
-    return _Reader(Program(path), method).listing()
+    return read_method(path, method).listing
+
+
+def read_method(path: Path, method: str) -> Method:
+    """Read one method with its instructions.
+
+    Raises:
+        AnatomyError: when the file is damaged, or uses what is not read here.
+    """
+    reader = _Reader(Program(path), method)
+    listing = reader.listing()
+    inputs, outputs = ([f"v{i}" for i in reader.plan.array(n, "<i4")] for n in (3, 4))
+    return Method(listing, reader.calls, inputs, outputs)
 
 
 class _Reader:
@@ -104,6 +136,7 @@ class _Reader:
         self.nodes: list[Node] = []
         self.constants: dict[str, Constant] = {}
         self.lines: dict[str, str] = {}
+        self.calls: list[Call] = []
 
     def listing(self) -> Listing:
         """Walk through the instructions of the only chain."""
@@ -157,6 +190,7 @@ class _Reader:
         """A kernel writes into its last arguments, which are there twice."""
         outputs = tuple(dict.fromkeys(a for a in args[-1:]))
         line = f"{op}({', '.join(args)})"
+        self.calls.append(Call(op, args))
         self.lines[f"instruction {place}"] = line
         self.nodes.append(Node(op, tuple(a for a in args if a not in outputs), outputs, line))
 
@@ -166,6 +200,7 @@ class _Reader:
             raise AnatomyError(f"wanted the delegate XnnpackBackend, got {name!r}; it is not read here")
         graph = read_graph(self.program.processed(delegate), self.program.named_data, f"d{place}.")
         self.lines[f"instruction {place}"] = f"delegate {name}({', '.join(args)})"
+        self.calls.append(Call(name, args, graph))
         self.lines |= graph.lines
         self.constants |= graph.constants
         self.nodes += [*_bound(graph, args)]

@@ -15,7 +15,7 @@ from flashbulb.runtimes.gates import bundle_gates, engine_gates
 def test_a_sound_bundle_passes_every_gate(bundle: Bundle, world: SimpleNamespace) -> None:
     assert world.failed(bundle) == {}
     found = [*bundle_gates(bundle), *engine_gates(bundle, world.Engine(), 1)]
-    assert len(found) == 6 + 1 + 4 * 4 + 2 * 4 + 2 * 4 + 1
+    assert len(found) == 6 + 1 + 4 * 4 + 2 * 4 + 2 * 5 + 1
     assert all(r.verdict == "pass" and r.sentence for r in found)
 
 
@@ -45,8 +45,9 @@ def test_a_black_picture_fails_variance_and_parity(bundle: Bundle, world: Simple
 
 def test_swapped_channels_are_named(bundle: Bundle, world: SimpleNamespace) -> None:
     found = world.failed(bundle, generator=lambda i, n: world.generator(i, n)[:, ::-1])
-    assert set(found) == {"generator", "fused"}
+    assert set(found) == {"generator", "fused", "channels.generator"}
     assert "order BGR" in found["generator"]
+    assert "in the order BGR, wanted RGB" in found["channels.generator"]
 
 
 def test_the_range_of_minus_one_to_one_is_named(bundle: Bundle, world: SimpleNamespace) -> None:

@@ -96,7 +96,7 @@ def replace_bytes(path: Path, old: bytes, change: Callable[[bytearray], None]) -
 def test_sound_programs_pass_both_gates(exported: Path) -> None:
     found = list(program_gates(read_bundle(exported)))
     assert [r.sentence for r in found if r.verdict != "pass"] == []
-    assert len(found) == 2 * 3 * 4  # structure and weights of three components in four formats
+    assert len(found) == 2 * 3 * 4 + 6  # structure and weights of three components in four formats
     unet = next(r for r in found if r.gate == "weights.unet.mlpackage")
     assert unet.value == 0.0
     assert unet.threshold == 0.0
@@ -255,7 +255,7 @@ def test_without_the_checkpoint_weights_cannot_be_judged(copied: Path) -> None:
     path.write_text(json.dumps(value))
     found = [r for r in program_gates(read_bundle(copied)) if r.gate.startswith("weights")]
     assert [r.verdict for r in found] == ["skip"]
-    assert "no weight could be judged" in found[0].sentence
+    assert "could be held to the checkpoint" in found[0].sentence
 
 
 def test_a_bundle_without_records_says_so(copied: Path) -> None:
@@ -273,3 +273,72 @@ def test_a_bundle_without_records_says_so(copied: Path) -> None:
 def test_differences_name_what_is_gone_new_and_other() -> None:
     found = list(differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"}))
     assert found == ["'a' is gone, it was `1`", "'b' was `2`, is `3`", "'c' is new: `4`"]
+
+
+def manifest_edit(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    import json
+
+    path = root / "manifest.json"
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_a_lowered_threshold_is_not_the_rule(copied: Path) -> None:
+    def lower(manifest: dict[str, Any]) -> None:
+        next(g for g in manifest["gates"] if g["quantity"] == "unet")["minimum_db"] = 1.0
+
+    manifest_edit(copied, lower)
+    assert "the manifest has 1.0 dB" in failed(copied)["rule"]
+
+
+def test_a_step_that_the_scheduler_does_not_give_is_found(copied: Path) -> None:
+    def other(manifest: dict[str, Any]) -> None:
+        manifest["sampling"]["one_step"]["latent_scale"] = 0.25
+
+    manifest_edit(copied, other)
+    assert "latent_scale 0.25, the checkpoint's scheduler gives 0.5" in failed(copied)["schedule"]
+
+
+def test_a_lineage_of_another_checkpoint_is_found(copied: Path) -> None:
+    manifest_edit(copied, lambda m: m["lineage"].update(entries=[]))
+    assert "lineage" in failed(copied)
+
+
+def test_a_tokenizer_that_differs_beyond_the_golden_prompts_is_found(copied: Path) -> None:
+    import json
+
+    path = copied / "tokenizer/tokenizer.json"
+    value = json.loads(path.read_text())
+    merges = value["model"]["merges"]
+    merges[-1], merges[-2] = merges[-2], merges[-1]
+    path.write_text(json.dumps(value))
+    found = failed(copied)
+    assert f"merge {len(merges) - 2} of {len(merges)} is the first" in found["tokenizer.tokenizer"]
+    assert "vocabulary.tokenizer" in found
+
+
+def test_other_merges_for_apps_that_read_them_are_found(copied: Path) -> None:
+    path = copied / "tokenizer/merges.txt"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")
+    assert set(failed(copied)) == {"vocabulary.tokenizer"}
+
+
+def test_a_golden_picture_of_something_else_is_found(copied: Path) -> None:
+    shutil.copyfile(copied / "golden/0.png", copied / "golden/1.png")
+    assert set(failed(copied)) == {"pictures"}
+
+
+def test_a_lowered_floor_of_sensitivity_is_found() -> None:
+    from flashbulb.runtimes.gates import sanity
+    from flashbulb.runtimes.source_gates import floor_gate
+
+    def found(threshold: float) -> Any:
+        return floor_gate(
+            [sanity("prompt_sensitivity.pipeline", "eager", True, "", value=0.2, threshold=threshold)]
+        )
+
+    assert found(0.1).verdict == "pass"
+    assert found(0.001).verdict == "fail"
+    assert floor_gate([]) is None

@@ -1,0 +1,1 @@
+"""Find the first operation of a program whose result departs from PyTorch's matching activation."""

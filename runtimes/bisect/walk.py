@@ -1,0 +1,139 @@
+"""Follow a program through its operations, and name the first that no activation of PyTorch is like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from flashbulb.export.anatomy.listing import Array, Node
+from flashbulb.runtimes.bisect.reference import Reference
+
+Values = Iterable[tuple[str, Array]]
+"""Name of a value with what a runtime computed for it, in the order of the program."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Where a program departs from PyTorch."""
+
+    node: Node
+    """The first operation that departs."""
+    snr_db: float
+    """How like its result is to the activation that is most like it."""
+    expected: str
+    """That activation's module and operator."""
+    before: str
+    """The last operation in front of it that agrees, with its activation; empty where there is none."""
+    finite: bool
+    """Whether its result holds no NaN or infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """What a comparison of all operations gave."""
+
+    finding: Finding | None
+    """The first operation that departs; None where the outputs agree."""
+    compared: int
+    """Operations whose results were seen."""
+    agreed: int
+    """Those that are like an activation of PyTorch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    index: int
+    """The activation that it is, -1 for none."""
+    finite: bool
+    values: Array | None
+    """Kept where it is none."""
+
+    @property
+    def good(self) -> bool:
+        """Whether it is one of PyTorch's activations."""
+        return self.index >= 0
+
+
+def walk(
+    nodes: tuple[Node, ...], values: Values, outputs: Iterable[str], reference: Reference, floor_db: float
+) -> Walk:
+    """Compare every value of a program with PyTorch's activations.
+
+    An operation departs when its result is like none of them, nor the result of any operation behind it:
+    a step inside a fused or a split operation has no counterpart, but what follows it has.
+
+    Args:
+        nodes: the program, in order.
+        values: what was computed.
+        outputs: names of its results.
+        reference: PyTorch's activations.
+        floor_db: least signal-to-noise ratio that counts as the same.
+    """
+    seen = dict(_judged(values, reference, floor_db))
+    wanted = [name for name in outputs if name in seen]
+    agreed = sum(s.good for s in seen.values())
+    if wanted and all(seen[name].good for name in wanted):
+        return Walk(None, len(seen), agreed)
+    bad = _departed(nodes, seen, set(wanted))
+    finding = _finding(bad[0], nodes, seen, reference) if bad else None
+    return Walk(finding, len(seen), agreed)
+
+
+def _judged(values: Values, reference: Reference, floor_db: float) -> Iterator[tuple[str, _Seen]]:
+    for name, value in values:
+        if value.dtype.kind != "f" or value.size < 2:
+            continue
+        finite = bool(np.isfinite(value).all())
+        index = reference.like(value, floor_db) if finite else -1
+        yield name, _Seen(index, finite, value if index < 0 else None)
+
+
+def _departed(nodes: tuple[Node, ...], seen: Mapping[str, _Seen], outputs: set[str]) -> list[Node]:
+    """Return the operations from which only departed values come, and which lead to an output."""
+    leads, healed = set(outputs), set[str]()
+    found = []
+    for node in reversed(nodes):
+        if not leads.intersection(node.outputs):
+            continue
+        leads.update(node.inputs)
+        own = [seen[o] for o in node.outputs if o in seen]
+        if any(s.good for s in own) or healed.intersection(node.outputs):
+            healed.update(node.inputs)
+        elif own:
+            found.append(node)
+    return found[::-1]
+
+
+def _finding(node: Node, nodes: tuple[Node, ...], seen: Mapping[str, _Seen], reference: Reference) -> Finding:
+    own = next(seen[o] for o in node.outputs if o in seen)
+    before = _before(node, nodes, seen)
+    last = seen[before].index if before else -1
+    index, found = reference.nearest(own.values) if own.values is not None and own.finite else (-1, -np.inf)
+    expected = _expected(index, last, reference)
+    told = f"{before!r} = {reference.activations[last]}" if before else ""
+    return Finding(node, found, expected, told, own.finite)
+
+
+def _before(node: Node, nodes: tuple[Node, ...], seen: Mapping[str, _Seen]) -> str:
+    """Return the nearest value in front of an operation that agrees."""
+    makers = {o: n for n in nodes for o in n.outputs}
+    queue, known = list(node.inputs), set(node.inputs)
+    while queue:
+        name = queue.pop(0)
+        if name in seen and seen[name].good:
+            return name
+        for other in makers[name].inputs if name in makers else ():
+            if other not in known:
+                known.add(other)
+                queue.append(other)
+    return ""
+
+
+def _expected(nearest: int, last: int, reference: Reference) -> str:
+    """Name the activation that should have come: the nearest of its size, or the next after the last good."""
+    if nearest > last:
+        return str(reference.activations[nearest])
+    following = reference.activations[last + 1 : last + 2]
+    return str(following[0]) if following else "the output"

@@ -1,0 +1,191 @@
+"""Gates of what a manifest says, held to what it follows from: checkpoint, export rules, vectors.
+
+A manifest can be changed together with its hashes; these conditions cannot be met by a changed one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flashbulb.distill.checkpoint import Checkpoint
+from flashbulb.distill.schedule import one_step
+from flashbulb.export.bundle import Bundle, BundleError
+from flashbulb.export.thresholds import gates
+from flashbulb.export.tokenizer_file import read_tokenizer
+from flashbulb.runtimes.gates import sanity
+from flashbulb.runtimes.records import ParityRecord, SanityRecord
+
+RULE_SLACK = 0.01
+"""Decibels by which rounding may lower a threshold."""
+CONSTANT_TOLERANCE = 1e-9
+"""Largest relative difference of a scheduler constant that is computed again."""
+FLOOR_SHARE = 0.4
+"""A floor of a sensitivity is half of PyTorch's own; under this share of it, somebody lowered it."""
+PIXEL_TOLERANCE = 1
+"""Steps of 255 by which a golden picture may differ from its vector."""
+TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+
+
+def rule_gates(bundle: Bundle) -> Iterator[SanityRecord]:
+    """Judge what follows from the bundle itself: thresholds by the export's rule, pictures, vocabularies."""
+    yield rule_gate(bundle)
+    yield picture_file_gate(bundle)
+    for info in bundle.manifest.tokenizers:
+        folder = bundle.root / info.folder
+        if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            yield vocabulary_gate(folder)
+
+
+def rule_gate(bundle: Bundle) -> SanityRecord:
+    """No threshold may be under what the exporter sets for such an artifact."""
+    manifest = bundle.manifest
+    told = {(g.backend, g.precision, g.quantity, g.metric): g.minimum_db for g in manifest.gates}
+    lowered = []
+    for rule in gates(manifest.artifacts, manifest.sampling.one_step):
+        key = (rule.backend, rule.precision, rule.quantity, rule.metric)
+        if not told.get(key, -np.inf) >= rule.minimum_db - RULE_SLACK:
+            found = f"{told[key]:.1f} dB" if key in told else "none"
+            lowered.append(f"{' '.join(key)} at least {rule.minimum_db:.1f} dB, the manifest has {found}")
+    words = f"the export's rule wants {lowered[0]}" if lowered else "all thresholds are the export's rule"
+    return sanity("rule", "bundle", not lowered, words, value=float(len(lowered)), threshold=0.0)
+
+
+def picture_file_gate(bundle: Bundle) -> SanityRecord:
+    """The golden pictures that people look at must be those of the golden vectors."""
+    from PIL import Image, UnidentifiedImageError
+
+    worst = 0
+    for case, golden in zip(bundle.manifest.golden.cases, bundle.golden(), strict=True):
+        wanted = np.rint(golden["image"][0].transpose(1, 2, 0) * 255.0).clip(0, 255)
+        try:
+            with Image.open(bundle.root / case.png) as image:
+                got = (
+                    np.asarray(image.convert("RGB"), dtype=np.float64)
+                    if image.size == wanted.shape[1::-1]
+                    else None
+                )
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            got = None
+        if got is None:
+            return sanity(
+                "pictures", "bundle", False, f"{case.png} is no picture of {wanted.shape[:2]} pixels"
+            )
+        worst = max(worst, int(np.abs(got - wanted).max()))
+    words = f"the golden pictures differ from their vectors by {worst} of 255, allowed {PIXEL_TOLERANCE}"
+    good = worst <= PIXEL_TOLERANCE
+    return sanity("pictures", "bundle", good, words, value=float(worst), threshold=float(PIXEL_TOLERANCE))
+
+
+def vocabulary_gate(folder: Path) -> SanityRecord:
+    """`vocab.json` and `merges.txt`, which some apps read, must say what `tokenizer.json` says."""
+    gate = f"vocabulary.{folder.name}"
+    try:
+        model = json.loads(read_tokenizer(folder / "tokenizer.json"))["model"]
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    except (BundleError, ValueError, KeyError, OSError) as error:
+        return sanity(gate, "bundle", False, f"{folder.name} cannot be read: {error}")
+    found = [line for line in merges if line and not line.startswith("#version")]
+    fault = None
+    if any(vocabulary.get(k) != v for k, v in model["vocab"].items()):
+        word = next(k for k, v in model["vocab"].items() if vocabulary.get(k) != v)
+        fault = f"vocab.json has {vocabulary.get(word)} for {word!r}, tokenizer.json {model['vocab'][word]}"
+    elif found != [_merge(m) for m in model["merges"]]:
+        fault = (
+            f"merges.txt has {len(found)} merges that are not the {len(model['merges'])} of tokenizer.json"
+        )
+    words = fault or f"{folder.name}: vocab.json and merges.txt are those of tokenizer.json"
+    return sanity(gate, "bundle", fault is None, words)
+
+
+def _merge(pair: Any) -> str:
+    return pair if isinstance(pair, str) else " ".join(pair)
+
+
+def checkpoint_gates(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[SanityRecord]:
+    """Judge what follows from the checkpoint: the step's constants, the tokenizers, the lineage."""
+    yield schedule_gate(bundle, checkpoint)
+    for info in bundle.manifest.tokenizers:
+        yield tokenizer_gate(bundle, checkpoint, info.folder)
+    same = bundle.manifest.lineage == checkpoint.lineage
+    words = "the lineage is the checkpoint's" if same else "the manifest's lineage is not the checkpoint's"
+    yield sanity("lineage", "bundle", same, words)
+
+
+def schedule_gate(bundle: Bundle, checkpoint: Checkpoint) -> SanityRecord:
+    """The constants of the one step must follow from the checkpoint's scheduler and autoencoder."""
+    told, size = bundle.manifest.sampling, checkpoint.image_size
+    scheduler, vae = checkpoint.config("scheduler"), checkpoint.config("vae")
+    wanted = one_step(scheduler, vae, timestep=told.folded_timestep)
+    pairs = {name: (getattr(told.one_step, name), getattr(wanted, name)) for name in wanted.__struct_fields__}
+    pairs |= {"width": (bundle.manifest.image.width, size), "height": (bundle.manifest.image.height, size)}
+    wrong = {name: pair for name, pair in pairs.items() if not _same(*pair)}
+    words = f"the one step at {wanted.timestep} is that of the checkpoint's scheduler"
+    if wrong:
+        name, (got, right) = next(iter(wrong.items()))
+        words = f"the manifest has {name} {got}, the checkpoint's scheduler gives {right}"
+    return sanity("schedule", "bundle", not wrong, words, value=float(len(wrong)), threshold=0.0)
+
+
+def _same(got: Any, wanted: Any) -> bool:
+    if isinstance(wanted, float):
+        return bool(abs(got - wanted) <= CONSTANT_TOLERANCE * max(1.0, abs(wanted)))
+    return bool(got == wanted)
+
+
+def tokenizer_gate(bundle: Bundle, checkpoint: Checkpoint, name: str) -> SanityRecord:
+    """A tokenizer must be the checkpoint's in vocabulary, merges and steps, not only on golden prompts."""
+    gate = f"tokenizer.{name}"
+    try:
+        got = json.loads(read_tokenizer(bundle.root / name / "tokenizer.json"))
+    except BundleError as error:
+        return sanity(gate, "bundle", False, str(error))
+    wanted = json.loads(checkpoint.tokenizer(name).backend_tokenizer.to_str())
+    wrong = [part for part in TOKENIZER_PARTS if _canonical(got.get(part)) != _canonical(wanted.get(part))]
+    words = f"{name} is the checkpoint's: {len(wanted['model']['vocab'])} words and all merges"
+    if wrong:
+        words = f"{name} is not the checkpoint's: {', '.join(wrong)} differ"
+        if "model" in wrong:
+            words += f" ({_model_difference(got['model'], wanted['model'])})"
+    return sanity(gate, "bundle", not wrong, words, value=float(len(wrong)), threshold=0.0)
+
+
+def _canonical(part: Any) -> Any:
+    """Two spellings of a merge are one."""
+    if isinstance(part, dict) and "merges" in part:
+        return {**part, "merges": [_merge(m) for m in part["merges"]]}
+    return part
+
+
+def _model_difference(got: dict[str, Any], wanted: dict[str, Any]) -> str:
+    told, right = ([_merge(m) for m in model.get("merges", ())] for model in (got, wanted))
+    if told != right:
+        place = next(
+            (i for i, (a, b) in enumerate(zip(told, right, strict=False)) if a != b),
+            min(len(told), len(right)),
+        )
+        return f"merge {place} of {len(right)} is the first"
+    word = next((w for w, i in wanted["vocab"].items() if got.get("vocab", {}).get(w) != i), None)
+    return "other options" if word is None else f"the word {word!r} has another id"
+
+
+def floor_gate(records: Iterable[SanityRecord | ParityRecord | Any]) -> SanityRecord | None:
+    """Hold the floors of sensitivity to what PyTorch's own pictures show; None where it did not run."""
+    found = [
+        r
+        for r in records
+        if isinstance(r, SanityRecord) and r.engine == "eager" and "_sensitivity." in r.gate and r.value
+    ]
+    if not found:
+        return None
+    low = [r for r in found if (r.threshold or 0.0) < FLOOR_SHARE * (r.value or 0.0)]
+    words = "the floors of prompt and noise sensitivity are half of PyTorch's own"
+    if low:
+        gate, value, threshold = low[0].gate, low[0].value, low[0].threshold
+        words = f"the floor of {gate} is {threshold:.2g}, far under half of PyTorch's own {value:.2g}"
+    return sanity("floors", "bundle", not low, words, value=float(len(low)), threshold=0.0)
