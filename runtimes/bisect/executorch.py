@@ -1,7 +1,7 @@
 """Every intermediate value of a `.pte` method, computed from the file itself, node by node.
 
 The wheel's runtime tells nothing of what happens inside an XNNPACK delegate: its events carry times, no
-tensors, and a whole component is one delegate.  So the graph that lies in the file is run here with torch, one
+tensors, and a whole component is one delegate.  So the graph in the file is run here with torch, one
 operator per node.  Where its result is not the runtime's, the kernels are at fault, and that is said.
 """
 

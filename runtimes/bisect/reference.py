@@ -125,6 +125,8 @@ def trace(
 
     part = module(checkpoint, component, step, rewrite).eval()
     recorder = _recorder(part)
+    given = [np.asarray(a) for a in inputs if a.dtype.kind == "f"]
+    recorder.reference.activations += [Activation("", "input", a) for a in given]
     with torch.no_grad(), recorder:
         part(*(torch.from_numpy(np.ascontiguousarray(a)) for a in inputs))
     found: Reference = recorder.reference

@@ -61,8 +61,8 @@ def walk(
 ) -> Walk:
     """Compare every value of a program with PyTorch's activations.
 
-    An operation departs when its result is like none of them, nor the result of any operation behind it:
-    a step inside a fused or a split operation has no counterpart, but what follows it has.
+    An operation departs when its result is like none of them, and so is all that leads from it to an output:
+    a step inside a fused or a split operation has no counterpart either, but what follows it has.
 
     Args:
         nodes: the program, in order.
@@ -77,47 +77,49 @@ def walk(
     if wanted and all(seen[name].good for name in wanted):
         return Walk(None, len(seen), agreed)
     bad = _departed(nodes, seen, set(wanted))
-    finding = _finding(bad[0], nodes, seen, reference) if bad else None
+    finding = _finding(bad, nodes, seen, reference) if bad else None
     return Walk(finding, len(seen), agreed)
 
 
 def _judged(values: Values, reference: Reference, floor_db: float) -> Iterator[tuple[str, _Seen]]:
     for name, value in values:
-        if value.dtype.kind != "f" or value.size < 2:
-            continue
+        if value.dtype.kind != "f" or value.size < 2 or bool((value == value.flat[0]).all()):
+            continue  # a tensor of one value is like many
         finite = bool(np.isfinite(value).all())
         index = reference.like(value, floor_db) if finite else -1
         yield name, _Seen(index, finite, value if index < 0 else None)
 
 
 def _departed(nodes: tuple[Node, ...], seen: Mapping[str, _Seen], outputs: set[str]) -> list[Node]:
-    """Return the operations from which only departed values come, and which lead to an output."""
-    leads, healed = set(outputs), set[str]()
-    found = []
+    """Return the operations from which departed values alone lead to an output."""
+    leads, found = set(outputs), []
     for node in reversed(nodes):
-        if not leads.intersection(node.outputs):
+        if not leads.intersection(node.outputs) or any(seen[o].good for o in node.outputs if o in seen):
             continue
         leads.update(node.inputs)
-        own = [seen[o] for o in node.outputs if o in seen]
-        if any(s.good for s in own) or healed.intersection(node.outputs):
-            healed.update(node.inputs)
-        elif own:
+        if any(o in seen for o in node.outputs):
             found.append(node)
     return found[::-1]
 
 
-def _finding(node: Node, nodes: tuple[Node, ...], seen: Mapping[str, _Seen], reference: Reference) -> Finding:
-    own = next(seen[o] for o in node.outputs if o in seen)
-    before = _before(node, nodes, seen)
+def _finding(bad: list[Node], nodes: tuple[Node, ...], seen: Mapping[str, _Seen], told: Reference) -> Finding:
+    """Choose the departed operation behind the earliest activation, in the order of PyTorch."""
+    within = {o for n in bad for o in n.outputs}
+    heads = [n for n in bad if not within.intersection(n.inputs)] or bad[:1]
+    places = {id(n): _before(n, nodes, seen) for n in heads}
+    node = min(heads, key=lambda n: seen[places[id(n)]].index if places[id(n)] else -1)
+    own, before = next(seen[o] for o in node.outputs if o in seen), places[id(node)]
     last = seen[before].index if before else -1
-    index, found = reference.nearest(own.values) if own.values is not None and own.finite else (-1, -np.inf)
-    expected = _expected(index, last, reference)
-    told = f"{before!r} = {reference.activations[last]}" if before else ""
-    return Finding(node, found, expected, told, own.finite)
+    index, found = told.nearest(own.values) if own.values is not None and own.finite else (-1, -np.inf)
+    expected = _expected(index, last, told)
+    shown = f"{before!r} = {told.activations[last]}" if before else ""
+    return Finding(node, found, expected, shown, own.finite)
 
 
 def _before(node: Node, nodes: tuple[Node, ...], seen: Mapping[str, _Seen]) -> str:
     """Return the nearest value in front of an operation that agrees."""
+    if good := [i for i in node.inputs if i in seen and seen[i].good]:
+        return max(good, key=lambda name: seen[name].index)
     makers = {o: n for n in nodes for o in n.outputs}
     queue, known = list(node.inputs), set(node.inputs)
     while queue:
