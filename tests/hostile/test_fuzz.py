@@ -34,7 +34,8 @@ def load() -> ModuleType:
 fuzz = load()
 NAMES = (
     "manifest", "vectors", "tokenizer", "path", "pickle", "index", "scheduler", "config-text_encoder",
-    "config-unet", "config-vae", "lineage", "weights", "report",
+    "config-unet", "config-vae", "lineage", "weights", "report", "mil-model", "mil-weights", "mil-manifest",
+    "mil-folder",
 )  # fmt: skip
 
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flashbulb.runtimes.engines.mil.wire import Field, Message, Reader, first, floats, numbers, signed, text
+from flashbulb.runtimes.engines.mil.wire import (
+    Field,
+    Message,
+    Reader,
+    first,
+    floats,
+    numbers,
+    signed,
+    text,
+    whole,
+)
 
 COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
 ARRAYS = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
@@ -76,7 +86,7 @@ def _interface(reader: Reader, found: Message, inputs: int, outputs: int, states
 def _feature(reader: Reader, data: Field) -> Feature:
     found = reader.message(data)
     kind, name = reader.message(first(found, 3, memoryview(b""))), text(first(found, 1))
-    optional = bool(first(kind, 1000, 0))
+    optional = bool(whole(kind, 1000))
     if 5 in kind:
         return _array(reader, reader.message(kind[5][-1]), name, optional)
     if 4 in kind:
@@ -99,7 +109,7 @@ def _array(reader: Reader, found: Message, name: str, optional: bool) -> Feature
         name=name,
         kind="array",
         optional=optional,
-        dtype=ARRAYS.get(first(found, 2, 0), "float32"),
+        dtype=ARRAYS.get(whole(found, 2), "float32"),
         shape=tuple(numbers(found.get(1, []))),
         default=_default(found) if optional else None,
         ranges=ranges,
@@ -121,19 +131,19 @@ def _image(reader: Reader, found: Message, name: str, optional: bool) -> Feature
         ranges = tuple(_range(reader, first(both, n, memoryview(b""))) for n in (2, 1))
     if 21 in found:
         sizes = [reader.message(s) for s in reader.message(found[21][-1]).get(1, [])]
-        choices = tuple((int(first(s, 2, 0)), int(first(s, 1, 0))) for s in sizes)
+        choices = tuple((whole(s, 2), whole(s, 1)) for s in sizes)
     return Feature(
         name=name,
         kind="image",
         optional=optional,
-        shape=(int(first(found, 2, 0)), int(first(found, 1, 0))),
+        shape=(whole(found, 2), whole(found, 1)),
         ranges=ranges,
         choices=choices,
-        colour=COLOURS.get(first(found, 3, 0), ""),
+        colour=COLOURS.get(whole(found, 3), ""),
     )
 
 
 def _range(reader: Reader, data: Field) -> Range:
     found = reader.message(data)
-    upper = signed(first(found, 2, 0))
-    return int(first(found, 1, 0)), None if upper < 0 else upper
+    upper = signed(whole(found, 2))
+    return whole(found, 1), None if upper < 0 else upper

@@ -13,7 +13,7 @@ import numpy as np
 from flashbulb.runtimes.engines.mil.description import Description, read_description
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.spec import Function, SpecReader
-from flashbulb.runtimes.engines.mil.wire import first
+from flashbulb.runtimes.engines.mil.wire import first, whole
 
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MODEL_BYTES = 256 << 20
@@ -62,7 +62,7 @@ def read_package(path: Path) -> Package:
         )
     return Package(
         path=root,
-        version=first(found, 1, 0),
+        version=whole(found, 1),
         description=read_description(reader.reader, first(found, 2, memoryview(b""))),
         functions=reader.functions(found[ML_PROGRAM][-1]),
         weights=_weights(model.parent),

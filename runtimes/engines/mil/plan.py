@@ -187,6 +187,8 @@ class _Planner:
             parts[name] = [v for v in values if isinstance(v, Constant)]
             if len(parts[name]) != len(values):
                 raise ProgramError(f"wanted a constant for {name}, got a computed value")
+        if not operation.outputs:
+            raise ProgramError("wanted an output of a compressed constant, got none")
         types = tuple(o.type for o in operation.outputs)
         at = At(operation.outputs[0].name, self.opset, types)
 

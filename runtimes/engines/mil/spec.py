@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from flashbulb.runtimes.engines.mil.dtypes import DType, dtype_numbered
 from flashbulb.runtimes.engines.mil.errors import ProgramError
-from flashbulb.runtimes.engines.mil.wire import MAX_DEPTH, Field, Message, Reader, first, signed, text
+from flashbulb.runtimes.engines.mil.wire import MAX_DEPTH, Field, Message, Reader, first, signed, text, whole
 
 MAX_RANK = 32
 
@@ -82,8 +82,8 @@ class SpecReader:
     def functions(self, program: Field) -> dict[str, Function]:
         """Read every function of a `Program`."""
         found = self.reader.message(program)
-        if first(found, 1, 0) != 1:
-            raise ProgramError(f"wanted an ML program of version 1, got {first(found, 1, 0)}")
+        if whole(found, 1) != 1:
+            raise ProgramError(f"wanted an ML program of version 1, got {whole(found, 1)}")
         return {n: self.function(v) for n, v in self._entries(found, 2)}
 
     def function(self, data: Field) -> Function:
@@ -119,7 +119,7 @@ class SpecReader:
         kind = self.type(first(found, 2, memoryview(b"")))
         if 5 in found:
             blob = self.reader.message(found[5][-1])
-            return Value(kind, blob=(text(first(blob, 1)), first(blob, 2, 0)))
+            return Value(kind, blob=(text(first(blob, 1)), whole(blob, 2)))
         immediate = self.reader.message(first(found, 3, memoryview(b"")))
         if 3 in immediate:
             items = self.reader.message(immediate[3][-1]).get(1, [])
@@ -144,7 +144,7 @@ class SpecReader:
 
     def _tensor_type(self, found: Message) -> Type:
         dimensions = [self._size(d) for d in found.get(3, [])]
-        dtype, rank = dtype_numbered(first(found, 1, 0)), signed(first(found, 2, 0))
+        dtype, rank = dtype_numbered(whole(found, 1)), signed(whole(found, 2))
         if -1 in dimensions or rank < 0:
             return Type("tensor", dtype, None)
         if rank != len(dimensions) or rank > MAX_RANK:
@@ -155,9 +155,9 @@ class SpecReader:
         """Read one size: a number, None when it is free, -1 when it stands for any number of sizes."""
         found = self.reader.message(data)
         if 1 in found:
-            return int(first(self.reader.message(found[1][-1]), 1, 0))
+            return whole(self.reader.message(found[1][-1]), 1)
         unknown = self.reader.message(first(found, 2, memoryview(b"")))
-        return -1 if first(unknown, 1, 0) else None
+        return -1 if whole(unknown, 1) else None
 
     def _argument(self, data: Field) -> tuple[str | Value, ...]:
         bindings = [self.reader.message(b) for b in self.reader.message(data).get(1, [])]

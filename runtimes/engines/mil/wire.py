@@ -12,8 +12,8 @@ Field = int | memoryview
 Message = dict[int, list[Field]]
 """Field number -> its values, in the order of the file."""
 
-MAX_FIELDS = 20_000_000
-"""Fields in one file; the program of a billion-weight UNet has about half a million."""
+MAX_FIELDS = 5_000_000
+"""Fields in one file, a gigabyte once split; the program of a billion-weight UNet has half a million."""
 MAX_DEPTH = 64
 """Nesting of blocks, types and values."""
 
@@ -78,6 +78,18 @@ def first(message: Message, number: int, default: Any = None) -> Any:
     """Return the last value of a field, as protobuf does for a field that is there twice."""
     values = message.get(number)
     return values[-1] if values else default
+
+
+def whole(message: Message, number: int) -> int:
+    """Return a field that is an unsigned number, or 0 where it is absent.
+
+    Raises:
+        ProgramError: when something else stands there.
+    """
+    value = first(message, number, 0)
+    if not isinstance(value, int):
+        raise ProgramError(f"wanted a number in field {number} of the model file, got bytes; it is damaged")
+    return value
 
 
 def text(value: Field | None) -> str:

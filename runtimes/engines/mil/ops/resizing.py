@@ -129,5 +129,6 @@ def resize(
     for offset, size in enumerate(sizes):
         axis = x.ndim - len(sizes) + offset
         points = grid(sampling_mode, x.shape[axis], size)
-        x = nearest(x, axis, points if sampling_mode == "DEFAULT" else (points + 0.5).clamp_min(0))
+        # Apple's tests show that 2/3 goes to 1; halves go down, so that doubling is what the older ops do.
+        x = nearest(x, axis, (points - 0.5).ceil() if sampling_mode == "DEFAULT" else points + 0.5)
     return x

@@ -1,0 +1,355 @@
+"""Broken Core ML packages for `fuzz.py`: the model file, its weights, the folder, and what `doctor` reads.
+
+What is broken lies in ``corpus/mil-model/ok-*`` and ``corpus/mil-weights/ok-*``: two small programs, for
+iOS 18 (states, palettes, blocks) and for iOS 16 (flat, packed constants).  `sound_packages.py` writes them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import shutil
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+from hypothesis import strategies as st
+
+HERE = Path(__file__).parent
+CORPUS = HERE / "corpus"
+INNER = "Data/com.apple.CoreML"
+MODEL, WEIGHTS = f"{INNER}/model.mlmodel", f"{INNER}/weights"
+MOST_ELEMENTS = 1 << 18
+"""Elements that one value of a broken program may have, in place of `table.MAX_ELEMENTS`: a mebibyte."""
+MOST_TURNS = 50
+MANIFEST = {
+    "fileFormatVersion": "1.0.0",
+    "itemInfoEntries": {
+        "A": {"author": "com.apple.CoreML", "description": "", "name": "model.mlmodel",
+              "path": "com.apple.CoreML/model.mlmodel"},
+        "B": {"author": "com.apple.CoreML", "description": "", "name": "weights",
+              "path": "com.apple.CoreML/weights"},
+    },
+    "rootModelIdentifier": "A",
+}  # fmt: skip
+
+
+def fuzz() -> ModuleType:
+    """Return the file beside this one, which may run as a script."""
+    for name in ("__main__", "flashbulb_fuzz"):
+        found = sys.modules.get(name)
+        if found is not None and hasattr(found, "run_case"):
+            return found
+    spec = importlib.util.spec_from_file_location("flashbulb_fuzz", HERE / "fuzz.py")
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.modules["flashbulb_fuzz"] = module
+    return module
+
+
+# Protobuf as a tree: a message is a list of [field number, wire type, value]
+
+Tree = list[list[Any]]
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """Read a number; raise IndexError behind the end."""
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+
+
+def tree(data: bytes) -> Tree | None:
+    """Split a message, and what could be one inside it; None when the bytes are none."""
+    found: Tree = []
+    at = 0
+    try:
+        while at < len(data):
+            key, at = varint(data, at)
+            kind = key & 7
+            if not key >> 3 or kind not in (0, 1, 2, 5):
+                return None
+            if kind == 0:
+                value, at = varint(data, at)
+                found.append([key >> 3, kind, value])
+                continue
+            size, at = varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
+            part = data[at : at + size]
+            if len(part) != size:
+                return None
+            inside = tree(part) if kind == 2 and size > 1 and not words(part) else None
+            inside = inside if inside is not None and flat(inside) == part else None
+            found.append([key >> 3, kind, part if inside is None else inside])
+            at += size
+    except IndexError:
+        return None
+    return found
+
+
+def words(part: bytes) -> bool:
+    """Tell text that names something from a message."""
+    return part.isascii() and part.decode().isprintable() and len(part) > 2
+
+
+def number(value: int) -> bytes:
+    """Write a number as protobuf does."""
+    value, out = value & (2**64 - 1), bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def flat(message: Tree) -> bytes:
+    """Write a tree, with the right sizes."""
+    out = bytearray()
+    for field, kind, value in message:
+        out += number(field << 3 | kind)
+        if kind == 0:
+            out += number(value)
+        else:
+            data = flat(value) if isinstance(value, list) else value
+            out += (number(len(data)) if kind == 2 else b"") + data
+    return bytes(out)
+
+
+def nodes(message: Tree) -> list[tuple[Tree, int]]:
+    """List every field as (message, index)."""
+    found, queue = [], [message]
+    while queue:
+        part = queue.pop()
+        found += [(part, index) for index in range(len(part))]
+        queue += [field[2] for field in part if isinstance(field[2], list)]
+    return found
+
+
+NUMBERS = (0, 1, 2, 3, 5, 7, 16, 64, 127, 255, 4096, 2**20, 2**31 - 1, 2**31, 2**32, 2**62, 2**63, 2**64 - 1)
+FLOATS = (0.0, -1.0, 1e-38, 3e38, float("inf"), float("nan"))
+
+
+def change_message(message: Tree, changes: list[tuple[int, str, int]], names: list[bytes]) -> bytes:
+    """Break a message at some fields; sizes around them stay right."""
+    copy = [copied(field) for field in message]
+    for where, operation, which in changes:
+        spots = nodes(copy)
+        if not spots:
+            break
+        holder, index = spots[where % len(spots)]
+        if operation == "drop":
+            del holder[index]
+        elif operation == "twice":
+            holder.insert(index, copied(holder[index]))
+        elif operation == "many":
+            holder[index:index] = [copied(holder[index]) for _ in range(which % 6)]
+        elif operation == "renumber":
+            holder[index][0] = which % 22 + 1
+        elif operation == "swap":
+            other, place = spots[(where // 7919) % len(spots)]
+            holder[index], other[place] = copied(other[place]), copied(holder[index])
+        elif operation == "deep":
+            for _ in range(which):
+                holder[index] = [holder[index][0], 2, [holder[index]]]
+        else:
+            holder[index] = changed_field(holder[index], where, which, names)
+    return flat(copy)
+
+
+def copied(field: list[Any]) -> list[Any]:
+    """Copy a field with everything in it."""
+    return [f if not isinstance(f, list) else [copied(x) for x in f] for f in field]
+
+
+def changed_field(field: list[Any], where: int, which: int, names: list[bytes]) -> list[Any]:
+    """Replace a field's value by another of its kind."""
+    number_, kind, value = field
+    if kind == 0:
+        return [number_, 0, NUMBERS[which % len(NUMBERS)]]
+    if isinstance(value, list):
+        return [number_, 2, []]
+    if kind in (1, 5):
+        return [number_, kind, struct.pack("<f" if kind == 5 else "<d", FLOATS[which % len(FLOATS)])]
+    if words(value):
+        return [number_, 2, names[where % len(names)]]
+    packed = b"".join(number(NUMBERS[(which + i) % len(NUMBERS)]) for i in range(max(1, len(value) % 5)))
+    longer = value[: len(value) // 2] if which % 3 else value * (which % 7 + 1)
+    return [number_, 2, packed if which % 2 else longer]
+
+
+OPERATIONS = ("value", "value", "value", "drop", "twice", "many", "renumber", "swap", "deep")
+
+
+def broken_messages(sound: list[bytes], names: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Break one of some files as a message, as bytes, or both."""
+    tools = fuzz()
+    trees = [tree(data) or [] for data in sound]
+    assert [flat(t) for t in trees] == sound, "a sound file does not survive being taken apart"
+    changes = st.lists(
+        st.tuples(tools.CHOICES, st.sampled_from(OPERATIONS), st.integers(0, 255)), min_size=1, max_size=4
+    )
+    chosen = st.sampled_from(range(len(sound)))
+
+    def both(which: int, inner: list[Any], raw: list[Any]) -> bytes:
+        return bytes(tools.change_bytes(change_message(trees[which], inner, names), raw))
+
+    return st.one_of(
+        st.builds(both, chosen, changes, st.just([])),
+        st.builds(both, chosen, changes, st.just([])),
+        st.builds(both, chosen, changes, tools.BYTE_CHANGES),
+        st.builds(lambda w, raw: tools.change_bytes(sound[w], raw), chosen, tools.BYTE_CHANGES),
+    )
+
+
+RECORD, MARK = struct.Struct("<IIQQQ"), b"\xef\xbe\xad\xde"
+FIELDS = st.tuples(st.integers(0, 63), st.integers(0, 4), st.sampled_from(NUMBERS))
+
+
+def broken_records(sound: bytes) -> st.SearchStrategy[bytes]:
+    """Break a weight file in its records, or as bytes."""
+    tools = fuzz()
+    marks = [i for i in range(0, len(sound) - 63, 64) if sound[i : i + 4] == MARK]
+
+    def build(changes: list[tuple[int, int, int]], raw: list[Any]) -> bytes:
+        data = bytearray(sound)
+        for which, field, value in changes:
+            at = marks[which % len(marks)]
+            parts = list(RECORD.unpack_from(data, at))
+            parts[field] = value & (2**32 - 1) if field < 2 else value
+            RECORD.pack_into(data, at, *parts)
+        return bytes(tools.change_bytes(bytes(data), raw))
+
+    return st.builds(build, st.lists(FIELDS, max_size=3), tools.BYTE_CHANGES)
+
+
+# What is fed
+
+
+def sound(folder: str) -> dict[str, bytes]:
+    """Return the sound files of one kind by name."""
+    return {p.stem.removeprefix("ok-"): p.read_bytes() for p in sorted((CORPUS / folder).glob("ok-*"))}
+
+
+def write_package(root: Path, model: bytes) -> None:
+    """Write a package with the weights of all sound programs."""
+    (root / WEIGHTS).mkdir(parents=True)
+    (root / "Manifest.json").write_text(json.dumps(MANIFEST))
+    (root / MODEL).write_bytes(model)
+    (root / WEIGHTS / "weight.bin").write_bytes(sound("mil-weights")["sound"])
+
+
+def run(root: Path, data: bytes) -> None:
+    """Load a package in one of the modes, and run it where its inputs are small."""
+    from flashbulb.runtimes.engines.mil import Program, table
+    from flashbulb.runtimes.engines.mil.ops import control
+
+    fp16 = zlib.crc32(data) & 1
+    with patch.object(table, "MAX_ELEMENTS", MOST_ELEMENTS), patch.object(control, "MAX_TURNS", MOST_TURNS):
+        program = Program.load(root, "fp16" if fp16 else "fp32", low_memory=not fp16)
+        program.predict({n.name: zeros(n.type.shape) for n in program.inputs})
+
+
+def zeros(shape: Any) -> Any:
+    """Make an input; one of too many elements is left to be refused."""
+    sizes = [2 if s is None else s for s in shape or ()]
+    return np.zeros(sizes if len(sizes) <= 8 and math.prod(sizes) <= MOST_ELEMENTS else (), np.float32)
+
+
+def targets(work: Path) -> list[Any]:
+    """Return the readers of Core ML packages."""
+    import torch  # noqa: F401 - no case shall pay for it
+
+    from flashbulb.runtimes.engines.mil import ProgramError
+    from flashbulb.runtimes.engines.mil.ops import OPS
+
+    tools, models, weights = fuzz(), sound("mil-model"), sound("mil-weights")
+    names = [n.encode() for n in (*sorted(OPS), "const", "x", "y", "val", "", "CoreML5", "CoreML9", "main")]
+    names += [n for t in models.values() for n in texts(tree(t) or [])]
+    root, plain = work / "m.mlpackage", work / "p.mlpackage"
+    others = [work / f"{name}.mlpackage" for name in models]
+    for path, model in zip(
+        [root, plain, *others], [models["earlier"]] * 2 + list(models.values()), strict=True
+    ):
+        write_package(path, model)
+
+    def read_model(data: bytes) -> None:
+        (root / MODEL).write_bytes(data)
+        run(root, data)
+
+    def read_weights(data: bytes) -> None:
+        other = others[zlib.crc32(data) >> 1 & 1]
+        (other / WEIGHTS / "weight.bin").write_bytes(data)
+        run(other, data)
+
+    def read_manifest(data: bytes) -> None:
+        (plain / "Manifest.json").write_bytes(data)
+        run(plain, data)
+
+    return [
+        tools.Target("mil-model", read_model, (ProgramError,), broken_messages(list(models.values()), names)),
+        tools.Target("mil-weights", read_weights, (ProgramError,), broken_records(weights["sound"])),
+        tools.Target("mil-manifest", read_manifest, (ProgramError,), tools.broken_json(MANIFEST)),
+        tools.Target("mil-folder", folder_reader(work, models["earlier"]), (ProgramError,), FOLDERS),
+    ]
+
+
+FOLDER_CHANGES = ("missing", "empty", "link", "dangling", "folder", "long", "pipe")
+PLACES = (
+    "Manifest.json", "Data", INNER, MODEL, WEIGHTS, f"{WEIGHTS}/weight.bin", f"{WEIGHTS}/more.bin",
+)  # fmt: skip
+FOLDERS = st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(FOLDER_CHANGES)), max_size=3).map(
+    lambda changes: json.dumps(changes).encode()
+)
+
+
+def folder_reader(work: Path, model: bytes) -> Callable[[bytes], None]:
+    """Read a package whose files and folders are changed as a JSON list of (place, change) says."""
+    root, outside = work / "f.mlpackage", work / "outside"
+    outside.mkdir()
+    (outside / "secret").write_bytes(b"secret")
+
+    def read(data: bytes) -> None:
+        shutil.rmtree(root, ignore_errors=True)
+        write_package(root, model)
+        for place, change in json.loads(data or b"[]"):
+            disturb(root / place, change, outside)
+        run(root, data)
+
+    return read
+
+
+def disturb(path: Path, change: str, outside: Path) -> None:
+    """Change what lies at a place, if its folder is still there."""
+    if not path.parent.is_dir() or path.parent.is_symlink():
+        return
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if change == "empty":
+        path.write_bytes(b"")
+    elif change == "long":
+        path.write_bytes(b"\x08\x01" * (1 << 15))
+    elif change == "folder":
+        path.mkdir()
+    elif change == "pipe":
+        os.mkfifo(path)
+    elif change != "missing":
+        path.symlink_to(outside / "secret" if change == "link" else outside / "nothing")
+
+
+def texts(message: Tree) -> set[bytes]:
+    """Return the words inside a message."""
+    values = [message_[i][2] for message_, i in nodes(message)]
+    return {v for v in values if isinstance(v, bytes) and words(v)}
