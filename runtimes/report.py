@@ -191,7 +191,8 @@ def render(
 def missing_engines(bundle: Bundle, checkpoint: str | None) -> list[str]:
     """Say which of the bundle's artifacts no engine of this machine can run."""
     held = {a.backend for a in bundle.manifest.artifacts} | {"eager"}
-    return [f"{n}: {r}" for n, r in available(bundle, checkpoint).items() if r and n in held]
+    refused = {n: r for n, r in available(bundle, checkpoint).items() if r}
+    return [f"{n}: {r}" for n, r in refused.items() if named(n, checkpoint).backend in held]
 
 
 def counts(records: Report) -> dict[str, int]:

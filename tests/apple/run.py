@@ -82,8 +82,11 @@ def main() -> int:
     parser.add_argument("--per-test", type=int, default=1, help="cases of each test; 0 runs all")
     parser.add_argument("--fp32-only", action="store_true", help="only the tight comparisons")
     parser.add_argument("--files", nargs="+", default=FOLDERS, help="folders or files of the suite")
+    parser.add_argument("--record", type=Path, help="write the outcome of each test here as JSON")
     known, rest = parser.parse_known_args()
     found = outcomes(rest, per_test=known.per_test, fp32_only=known.fp32_only, files=tuple(known.files))
+    if known.record:
+        known.record.write_text(json.dumps(found, indent=1))
     counts, bad = summary(found)
     for name, result in bad.items():
         print(f"{result['outcome']:12} {name}\n             {result['reason']}")

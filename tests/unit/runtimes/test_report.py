@@ -15,6 +15,7 @@ import pytest
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes import report as module
 from flashbulb.runtimes.charts import chart, label, read_curves, smooth, ticks
+from flashbulb.runtimes.engines import Mil
 from flashbulb.runtimes.gates import bundle_gates, engine_gates
 from flashbulb.runtimes.pictures import Drawn, rows
 from flashbulb.runtimes.records import (
@@ -26,7 +27,15 @@ from flashbulb.runtimes.records import (
     read_report,
     write_report,
 )
-from flashbulb.runtimes.report import ReportConfig, human_bytes, human_ms, joined, render, report
+from flashbulb.runtimes.report import (
+    ReportConfig,
+    human_bytes,
+    human_ms,
+    joined,
+    missing_engines,
+    render,
+    report,
+)
 from flashbulb.runtimes.stage import identity
 
 
@@ -142,6 +151,22 @@ def test_a_report_of_another_bundle_is_refused(bundle: Bundle, world: SimpleName
     other = msgspec.structs.replace(found.bundle, manifest_sha256="b" * 64)
     with pytest.raises(ValueError, match="of 2 bundles"):
         joined(bundle, [msgspec.structs.replace(found, bundle=other)])
+
+
+def test_an_engine_is_missed_by_what_it_opens_not_by_its_own_name(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`mil` opens what the backend `coreml` wrote."""
+    monkeypatch.setattr(Mil, "absent_module", lambda self: "torch")
+
+    def words() -> list[str]:
+        return [w.partition(":")[0] for w in missing_engines(bundle, None)]
+
+    assert "mil" not in words()
+    artifacts = (msgspec.structs.replace(a, backend="coreml") for a in bundle.manifest.artifacts)
+    manifest = msgspec.structs.replace(bundle.manifest, artifacts=tuple(artifacts))
+    bundle = Bundle(root=bundle.root, manifest=manifest)
+    assert "mil" in words()
 
 
 def test_curves_survive_a_killed_run_and_nan(tmp_path: Path) -> None:
