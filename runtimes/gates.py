@@ -133,8 +133,15 @@ def threshold_gate(bundle: Bundle) -> SanityRecord:
     return sanity("thresholds", "bundle", not absent, words)
 
 
-def engine_gates(bundle: Bundle, engine: Engine, threads: int) -> Records:
-    """Judge one engine: it loads, each component, x0 and picture agree, and the pictures are pictures."""
+def engine_gates(bundle: Bundle, engine: Engine, threads: int, cases: int | None = None) -> Records:
+    """Judge one engine: it loads, each component, x0 and picture agree, and the pictures are pictures.
+
+    Args:
+        bundle: whose artifacts it opens.
+        engine: what opens them.
+        threads: that one run may use.
+        cases: how many of the golden cases to draw, where one takes long; all by default.
+    """
     try:
         session = engine.load(bundle, threads=threads)
     except EngineError as error:
@@ -142,7 +149,7 @@ def engine_gates(bundle: Bundle, engine: Engine, threads: int) -> Records:
         return
     yield sanity("load", engine.label, True, f"{engine.label} loads {', '.join(session.components)}")
     try:
-        yield from _loaded_gates(Judge(bundle=bundle, session=session), bundle.golden())
+        yield from _loaded_gates(Judge(bundle=bundle, session=session), bundle.golden()[:cases])
     except EngineError as error:
         yield sanity("contract", engine.label, False, f"{engine.label}: {error}")
 

@@ -226,6 +226,12 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     regression: tuple[RegressionRecord, ...] = ()
     """Comparisons with an earlier bundle."""
 
+    def __post_init__(self) -> None:
+        if self.device.kind == "qemu" and self.latency:
+            raise ValueError(
+                f"wanted no latency of {self.device.name}, got one; emulation says nothing of time"
+            )
+
     @property
     def records(self) -> tuple[SanityRecord | ParityRecord | LatencyRecord | RegressionRecord, ...]:
         """All records, in the order of the gates."""

@@ -21,6 +21,7 @@ from flashbulb.runtimes.pipeline import Pipeline, save_png
 from flashbulb.runtimes.program_gates import program_gates
 from flashbulb.runtimes.records import (
     BundleIdentity,
+    Device,
     LatencyRecord,
     ParityRecord,
     RegressionRecord,
@@ -77,6 +78,12 @@ class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """What to check; by default everything that the bundle serves, and the eager reference."""
     threads: Threads = 0
     """Threads; 0 takes all cores, and one where a slowdown is timed."""
+    device: str | None = None
+    """Run on another machine: 'qemu' for two imitated Arm processors."""
+    runners: str | None = None
+    """Folder with the device's runners, where they cannot be made here."""
+    cases: Annotated[int, msgspec.Meta(ge=2)] | None = None
+    """Golden cases that a device runs; by default all, and two where a processor is imitated."""
     checkpoint: str | None = None
     """For the eager engine: where the checkpoint is, if not where it was at export."""
     baseline: str | None = None
@@ -146,6 +153,8 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
         EngineError: when a named engine cannot run here or has nothing in the bundle.
     """
     bundle = read_bundle(config.bundle)
+    if config.device:
+        return _check_elsewhere(config, bundle, config.device, on_step)
     baseline = open_baseline(config.baseline, _limits(config))
     records: list[Record] = []
     chosen = _engines(bundle, config.engine, config.checkpoint, records)
@@ -166,6 +175,29 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
         _say(on_step, total - 1, total, f"against {config.baseline}")
         records += baseline.compare(bundle, chosen, records)
     report = _report("check", bundle, records, config.out)
+    if config.summary:
+        publish(markdown(report), Path(config.summary))
+    return report
+
+
+def _check_elsewhere(config: CheckConfig, bundle: Bundle, word: str, on_step: OnStep | None) -> Report:
+    """Hold the bundle's engines to their gates on another machine."""
+    from flashbulb.runtimes.devices.check import chosen, device_gates, open_device
+
+    if config.baseline:
+        raise ValueError(f"wanted --baseline or --device, got both; {word} is compared with this machine")
+    engines = chosen(bundle, config.engine)
+    with open_device(word, config.runners) as place:
+        total, done = len(engines) * len(place.launchers) + 1, 0
+        _say(on_step, done, total, "files, tokenizer, noise, constants")
+        records: list[Record] = [*bundle_gates(bundle)]
+        if not any(r.verdict == "fail" for r in records):
+            records += place.prepare(bundle)
+            for launcher in place.launchers:
+                for engine in engines:
+                    _say(on_step, done := done + 1, total, f"{engine.label} on {launcher.where}")
+                    records += device_gates(bundle, place, launcher, engine, config.cases)
+        report = _report("check", bundle, records, config.out, place.describe())
     if config.summary:
         publish(markdown(report), Path(config.summary))
     return report
@@ -283,13 +315,14 @@ def _report(
     bundle: Bundle,
     records: Iterable[Record],
     out: str | None,
+    device: Device | None = None,
 ) -> Report:
     found: Sequence[Record] = list(records)
     report = Report(
         command=command,
         created=now(),
         bundle=identity(bundle),
-        device=host(),
+        device=device or host(),
         versions=runtime_versions(),
         sanity=tuple(r for r in found if isinstance(r, SanityRecord)),
         parity=tuple(r for r in found if isinstance(r, ParityRecord)),

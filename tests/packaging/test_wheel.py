@@ -15,7 +15,7 @@ PACKAGES = ("distill", "compress", "export", "runtimes", "apps")
 SOURCES = ("pyproject.toml", "README.md", ".src", ".licenses", *PACKAGES)
 NOT_PYTHON = ("apps/ios", "apps/android", "apps/web")
 DATA = (".yaml", ".jinja", ".json", ".txt", ".safetensors", ".parquet", ".md", ".html", ".css", ".js", ".svg")
-DATA += (".slurm",)
+DATA += (".slurm", ".cpp", ".hpp")
 
 pytestmark = pytest.mark.packaging
 

@@ -1,0 +1,115 @@
+"""Check a bundle on another machine: every gate of its engines there, and agreement with this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import NamedTuple
+
+from flashbulb.export.bundle import Bundle
+from flashbulb.runtimes.devices import qemu
+from flashbulb.runtimes.devices.agreement import agreement
+from flashbulb.runtimes.devices.remote import Launcher, Remote
+from flashbulb.runtimes.engines import Executorch, Ort
+from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.gates import engine_gates, sanity
+from flashbulb.runtimes.records import Device, ParityRecord, SanityRecord
+
+ENGINES = (Ort(artifact_format="ort"), Executorch())
+"""What runs elsewhere: the files that apps load."""
+Records = Iterator[SanityRecord | ParityRecord]
+
+
+class Place(NamedTuple):
+    """A device that was opened."""
+
+    launchers: tuple[Launcher, ...]
+    """One per processor that it can show."""
+    describe: Callable[[], Device]
+    """Describe it; call it when runners have run."""
+    prepare: Callable[[Bundle], Records]
+    """Bring a bundle there."""
+    proof: Callable[[Launcher, str], SanityRecord | None]
+    """Say whether a launcher showed the processor that it should; called with the engine's label."""
+    cases: int | None = None
+    """How many golden cases it runs where nothing else is said; None for all."""
+
+
+def open_device(word: str, runners: str | None = None) -> AbstractContextManager[Place]:
+    """Open a device by its word.
+
+    Args:
+        word: ``qemu``.
+        runners: folder with the runners for it, where they cannot be made here.
+
+    Raises:
+        ValueError: for an unknown word, listing the known.
+        EngineError: when it cannot be opened.
+    """
+    if word == "qemu":
+        return _qemu()
+    raise ValueError(f"wanted a device such as 'qemu', got {word!r}")
+
+
+def chosen(bundle: Bundle, engine: str | None) -> list[Ort | Executorch]:
+    """Return the engines that a device can run of a bundle.
+
+    Raises:
+        EngineError: when there is none.
+    """
+    found = [e for e in ENGINES if engine in (None, e.name) and _has(bundle, e)]
+    if not found:
+        held = sorted({a.format for a in bundle.manifest.artifacts})
+        raise EngineError(
+            f"wanted .ort or .pte files for {engine or 'a device'}, the bundle holds {held}; export them"
+        )
+    return found
+
+
+def device_gates(
+    bundle: Bundle, place: Place, launcher: Launcher, inner: Ort | Executorch, cases: int | None
+) -> Records:
+    """Judge one engine on one processor of a device, on some of the golden cases or all."""
+    cases = cases or place.cases
+    remote = Remote(inner=inner, launcher=launcher)
+    try:
+        yield from engine_gates(bundle, remote, threads=1, cases=cases)
+        if proof := place.proof(launcher, remote.label):
+            yield proof
+        yield from _agreement(bundle, remote, cases)
+    finally:
+        launcher.close()
+
+
+def _agreement(bundle: Bundle, remote: Remote, cases: int | None) -> Records:
+    inner = remote.inner
+    if reason := inner.missing():
+        yield SanityRecord(
+            gate="agreement",
+            engine=remote.label,
+            verdict="skip",
+            sentence=f"nothing to compare with: {reason}",
+        )
+        return
+    try:
+        here, there = inner.load(bundle, threads=1), remote.load(bundle, threads=1)
+        yield from agreement(bundle, here, there, cases)
+    except EngineError as error:
+        yield sanity("agreement", remote.label, False, f"{remote.label}: {error}")
+
+
+def _has(bundle: Bundle, engine: Ort | Executorch) -> bool:
+    wanted = "ort" if isinstance(engine, Ort) else "pte"
+    return any(a.format == wanted for a in bundle.manifest.artifacts)
+
+
+@contextmanager
+def _qemu() -> Iterator[Place]:
+    with qemu.processors() as launchers:
+        yield Place(
+            launchers,
+            lambda: qemu.describe({launcher.where: launcher.features for launcher in launchers}),
+            lambda bundle: iter(()),
+            qemu.proof,
+            qemu.CASES,
+        )
