@@ -79,7 +79,7 @@ class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     threads: Threads = 0
     """Threads; 0 takes all cores, and one where a slowdown is timed."""
     device: str | None = None
-    """Run on another machine: 'qemu' for two imitated Arm processors."""
+    """Run on another machine: 'qemu' for two imitated Arm processors, 'adb:SERIAL' for a phone."""
     runners: str | None = None
     """Folder with the device's runners, where they cannot be made here."""
     cases: Annotated[int, msgspec.Meta(ge=2)] | None = None
@@ -197,6 +197,7 @@ def _check_elsewhere(config: CheckConfig, bundle: Bundle, word: str, on_step: On
                 for engine in engines:
                     _say(on_step, done := done + 1, total, f"{engine.label} on {launcher.where}")
                     records += device_gates(bundle, place, launcher, engine, config.cases)
+            records += place.finish()
         report = _report("check", bundle, records, config.out, place.describe())
     if config.summary:
         publish(markdown(report), Path(config.summary))

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes.devices import qemu
+from flashbulb.runtimes.devices import adb, qemu
 from flashbulb.runtimes.devices.agreement import agreement
 from flashbulb.runtimes.devices.remote import Launcher, Remote
 from flashbulb.runtimes.engines import Executorch, Ort
@@ -31,6 +31,8 @@ class Place(NamedTuple):
     """Bring a bundle there."""
     proof: Callable[[Launcher, str], SanityRecord | None]
     """Say whether a launcher showed the processor that it should; called with the engine's label."""
+    finish: Callable[[], Records] = lambda: iter(())
+    """Look at the device once more when all is done."""
     cases: int | None = None
     """How many golden cases it runs where nothing else is said; None for all."""
 
@@ -39,16 +41,19 @@ def open_device(word: str, runners: str | None = None) -> AbstractContextManager
     """Open a device by its word.
 
     Args:
-        word: ``qemu``.
+        word: ``qemu`` or ``adb:SERIAL``.
         runners: folder with the runners for it, where they cannot be made here.
 
     Raises:
         ValueError: for an unknown word, listing the known.
         EngineError: when it cannot be opened.
     """
+    kind, _, which = word.partition(":")
     if word == "qemu":
         return _qemu()
-    raise ValueError(f"wanted a device such as 'qemu', got {word!r}")
+    if kind == "adb" and which:
+        return _adb(which, runners)
+    raise ValueError(f"wanted a device as 'qemu' or 'adb:SERIAL', got {word!r}")
 
 
 def chosen(bundle: Bundle, engine: str | None) -> list[Ort | Executorch]:
@@ -111,5 +116,17 @@ def _qemu() -> Iterator[Place]:
             lambda: qemu.describe({launcher.where: launcher.features for launcher in launchers}),
             lambda bundle: iter(()),
             qemu.proof,
-            qemu.CASES,
+            cases=qemu.CASES,
+        )
+
+
+@contextmanager
+def _adb(serial: str, runners: str | None) -> Iterator[Place]:
+    with adb.phone(serial, runners) as launcher:
+        yield Place(
+            (launcher,),
+            lambda: adb.describe(launcher),
+            lambda bundle: adb.prepare(launcher, bundle, ("ort", "pte")),
+            lambda launcher, engine: None,
+            finish=lambda: adb.finish(launcher),
         )

@@ -1,0 +1,156 @@
+"""Speak to an Android device through ``adb``: run, push, pull, always with the serial number, never unquoted.
+
+Words for this machine go to ``adb`` as a list.  Words for the device pass through its shell, which ``adb``
+cannot avoid, so each of them is quoted for that shell.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from flashbulb.export.artifact import file_sha256
+from flashbulb.runtimes.engines.base import EngineError
+
+log = logging.getLogger(__name__)
+
+SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
+PATIENCE_S = 600.0
+LOST = re.compile(
+    r"device (offline|'.*' not found|not found)|no devices|closed|protocol fault|connection reset", re.I
+)
+FULL = re.compile(r"no space left on device|disk quota exceeded", re.I)
+
+
+class DeviceLost(EngineError):
+    """The cable was pulled, or the device's side of it ended."""
+
+
+class Shell:
+    """One device behind ``adb``."""
+
+    def __init__(self, serial: str, program: str | None = None, patience_s: float = PATIENCE_S) -> None:
+        """Take note of a device; nothing is asked of it yet.
+
+        Raises:
+            ValueError: for what cannot be a serial number.
+            EngineError: when there is no ``adb``.
+        """
+        if not SERIAL.fullmatch(serial):
+            raise ValueError(f"wanted a serial number as `adb devices` lists them, got {serial!r}")
+        found = program or shutil.which("adb")
+        if found is None:
+            raise EngineError("wanted adb, got none: install Android's platform tools")
+        self.serial, self.program, self.patience_s = serial, found, patience_s
+
+    def words(self, *rest: str) -> list[str]:
+        """Return a command of this machine."""
+        return [self.program, "-s", self.serial, *rest]
+
+    def remote(
+        self, words: Sequence[str], *, folder: str | None = None, errors: str | None = None
+    ) -> list[str]:
+        """Return a command of this machine that runs words on the device, binary in and out.
+
+        Args:
+            words: command there, each word quoted for its shell.
+            folder: where to run it.
+            errors: file there that its standard error is added to.
+        """
+        line = f"exec {shlex.join(words)}" if folder or errors else shlex.join(words)
+        if errors:
+            line += f" 2>>{shlex.quote(errors)}"
+        if folder:
+            line = f"cd {shlex.quote(folder)} && {line}"
+        return self.words("shell", "-T", line)
+
+    def run(self, words: Sequence[str], *, check: bool = True) -> str:
+        """Run a command on the device and return what it printed.
+
+        Raises:
+            DeviceLost: when the device is gone.
+            EngineError: when it failed, with its own words.
+        """
+        return self._done(self.remote(words), f"{words[0]} on {self.serial}", check)
+
+    def state(self) -> str:
+        """Return the device's state; a usable one is ``device``."""
+        return self._done(self.words("get-state"), f"looking for {self.serial}", True).strip()
+
+    def wait(self) -> None:
+        """Wait until the device is there.
+
+        Raises:
+            DeviceLost: when it does not come in time.
+        """
+        self._done(self.words("wait-for-device"), f"waiting for {self.serial}", True)
+
+    def push(self, file: Path, target: str) -> str:
+        """Copy a file to the device, hold what arrived to its hash, and return that.
+
+        Raises:
+            DeviceLost: when the device is gone.
+            EngineError: when its storage is full, or what arrived differs.
+        """
+        self._done(self.words("push", str(file.resolve()), target), f"pushing {file.name}", True)
+        wanted, got = file_sha256(file), self.sha256([target])[target]
+        if got != wanted:
+            raise EngineError(f"wanted {file.name} on {self.serial} with SHA-256 {wanted}, got {got}")
+        return got
+
+    def pull(self, source: str, file: Path) -> Path:
+        """Copy a file from the device and hold what arrived to its hash there.
+
+        Raises:
+            DeviceLost: when the device is gone.
+            EngineError: when what arrived differs.
+        """
+        wanted = self.sha256([source])[source]
+        self._done(self.words("pull", source, str(file.resolve())), f"pulling {source}", True)
+        if (got := file_sha256(file)) != wanted:
+            raise EngineError(f"wanted {source} from {self.serial} with SHA-256 {wanted}, got {got}")
+        return file
+
+    def sha256(self, files: Sequence[str]) -> dict[str, str]:
+        """Return the hashes of files on the device."""
+        lines = self.run(["sha256sum", *files]).splitlines()
+        found = [re.fullmatch(r"\\?([0-9a-f]{64}) [ *](.*)", line) for line in lines]
+        hashes = {match[2]: match[1] for match in found if match}
+        if list(hashes) != list(files):
+            raise EngineError(f"wanted the hashes of {len(files)} files of {self.serial}, got {lines[:2]}")
+        return hashes
+
+    def free_bytes(self, folder: str) -> int:
+        """Return the free space of the storage that holds a folder."""
+        lines = self.run(["df", "-k", folder]).splitlines()
+        numbers = [word for word in lines[-1].split() if word.isdecimal()] if len(lines) > 1 else []
+        if len(numbers) < 3:
+            raise EngineError(f"wanted what df says of {folder} on {self.serial}, got {lines[-1:]}")
+        return int(numbers[2]) * 1024
+
+    def _done(self, words: Sequence[str], what: str, check: bool) -> str:
+        try:
+            done = subprocess.run(
+                words,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                timeout=self.patience_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeviceLost(f"{what}: no answer in {self.patience_s:.0f} s") from error
+        said = (done.stderr.strip() or done.stdout.strip())[-400:]
+        if done.returncode and FULL.search(said):
+            raise EngineError(f"{what}: the storage of {self.serial} is full: {said}")
+        if done.returncode and LOST.search(said):
+            raise DeviceLost(f"{what}: {said}")
+        if done.returncode and check:
+            raise EngineError(f"{what} ended with code {done.returncode}: {said or 'it said nothing'}")
+        return done.stdout

@@ -1,0 +1,54 @@
+"""A program that stands in for ``adb``: its device is a folder of this machine.
+
+It takes the words that the real one takes, hands lines for the device to ``sh`` as the real one does, and
+can be told to lose the device or to run out of storage.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+FAKE = """#!{python} -IS
+import os, pathlib, shutil, subprocess, sys
+root = pathlib.Path({root!r})
+words = sys.argv[1:]
+with (root / "asked").open("a") as asked:
+    asked.write(repr(words) + "\\n")
+def gone(): sys.exit("adb: device 'SERIAL' not found".replace("SERIAL", words[1]))
+def countdown(name):
+    file = root / name
+    if not file.exists(): return False
+    left = int(file.read_text())
+    file.write_text(str(left - 1))
+    return left == 0
+assert words[0] == "-s", words
+if words[1] != "fake:5555": gone()
+verb, rest = words[2], words[3:]
+if verb in ("shell", "push", "pull") and countdown("lose_after"): gone()
+if verb == "get-state": print((root / "state").read_text() if (root / "state").exists() else "device")
+elif verb == "wait-for-device": pass
+elif verb == "push":
+    if countdown("full_after"): sys.exit("adb: error: failed to copy: No space left on device")
+    shutil.copyfile(rest[0], rest[1])
+    if countdown("harm_after"): pathlib.Path(rest[1]).write_bytes(b"harmed")
+elif verb == "pull": shutil.copyfile(rest[0], rest[1])
+elif verb == "shell":
+    assert rest[0] == "-T" and len(rest) == 2, rest
+    os.execvp("sh", ["sh", "-c", rest[1]])
+else: sys.exit("unknown")
+"""
+
+
+@pytest.fixture
+def fake_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the fake in front of everything on the path; return its folder."""
+    root = tmp_path / "fake"
+    root.mkdir()
+    program = root / "adb"
+    program.write_text(FAKE.format(python=sys.executable, root=str(root)))
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(root), prepend=":")
+    return root

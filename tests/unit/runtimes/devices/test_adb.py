@@ -1,0 +1,183 @@
+"""The whole loop on a stand-in device: push, judge, lose the cable, fill the storage, clean up."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from flashbulb.export.bundle import Bundle
+from flashbulb.runtimes.devices import adb
+from flashbulb.runtimes.devices.remote import Remote
+from flashbulb.runtimes.engines import Ort
+from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.gates import engine_gates
+from flashbulb.runtimes.records import ParityRecord, SanityRecord
+
+RUNNER = """#!{python}
+import os, pathlib, sys
+import numpy as np
+WIDTH = 6
+class STEP:
+    latent_scale = 0.5
+    def coefficients(): return {coefficients}
+{sources}
+component = pathlib.Path(sys.argv[1]).read_text().split()[-1]
+function = globals()[component]
+i, o = sys.stdin.buffer, sys.stdout.buffer
+print("complaint of", component, file=sys.stderr, flush=True)
+o.write(b"ready numpy 1|aarch64|neon|1000|1000\\n"); o.flush()
+while line := i.readline():
+    _, inputs, outputs = line.split()
+    given = []
+    for _ in range(int(inputs)):
+        name, dtype, *sizes = i.readline().decode().split()
+        shape = [int(size) for size in sizes]
+        given.append(np.frombuffer(i.read(4 * int(np.prod(shape))), dtype).reshape(shape))
+    names = [i.readline().strip().decode() for _ in range(int(outputs))]
+    dies = pathlib.Path("dies")
+    if dies.exists() and int(dies.read_text()) > 0:
+        dies.write_text(str(int(dies.read_text()) - 1))
+        os._exit(137)
+    found = np.ascontiguousarray(function(*given), np.float32)
+    o.write(f"ok 1\\n{{names[0]}} float32 {{' '.join(map(str, found.shape))}}\\n".encode() + found.tobytes())
+    o.flush()
+"""
+
+
+@pytest.fixture
+def runners(world: SimpleNamespace, tmp_path: Path) -> Path:
+    """A runner that computes what the numpy bundle's components are."""
+    functions = (world.text_encoder, world.unet, world.vae_decoder, world.generator)
+    step = inspect.getmodule(world.generator).STEP  # type: ignore[union-attr]
+    text = RUNNER.format(
+        python=sys.executable,
+        coefficients=repr(tuple(map(float, step.coefficients()))),
+        sources="\n".join(map(inspect.getsource, functions)),
+    )
+    (tmp_path / "runners").mkdir()
+    (tmp_path / "runners" / "flashbulb-ort").write_text(text)
+    (tmp_path / "runners" / "libneeded.so").write_bytes(b"library")
+    return tmp_path / "runners"
+
+
+@pytest.fixture
+def phone(fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path) -> Iterator[adb.Phone]:
+    (tmp_path / "a phone's folder").mkdir()
+    with adb.phone("fake:5555", str(runners), str(tmp_path / "a phone's folder")) as launcher:
+        yield launcher
+    assert list((tmp_path / "a phone's folder").iterdir()) == []
+
+
+def judged(launcher: adb.Phone, bundle: Bundle) -> list[SanityRecord | ParityRecord]:
+    return list(engine_gates(bundle, Remote(inner=Ort(artifact_format="ort"), launcher=launcher), 1))
+
+
+def failures(records: list[SanityRecord | ParityRecord]) -> list[str]:
+    return [record.sentence for record in records if record.verdict != "pass"]
+
+
+def test_every_gate_is_asked_there_and_passes(phone: adb.Phone, bundle: Bundle, world: SimpleNamespace):
+    (pushed,) = adb.prepare(phone, bundle, ("ort", "pte"))
+    assert (pushed.verdict, pushed.value) == ("pass", 6.0)
+    records = judged(phone, bundle)
+    assert failures(records) == []
+    assert len(records) == len(list(engine_gates(bundle, world.Engine(), 1)))
+    assert {record.engine for record in records} == {"ort@fake:5555"}
+    (kept,) = adb.finish(phone)
+    assert (kept.verdict, kept.value) == ("pass", 6.0)
+
+
+def test_the_device_is_described_by_what_it_knows(phone: adb.Phone, bundle: Bundle):
+    list(adb.prepare(phone, bundle, ("ort",)))
+    judged(phone, bundle)
+    found = adb.describe(phone)
+    assert (found.kind, found.name, found.os.split()[0]) == ("adb", "fake:5555", "Linux")
+    assert found.attributes["features"] == "neon" and found.attributes["ort"] == "numpy 1"
+    assert found.cores >= 1 and found.memory_bytes > 1 << 20
+
+
+def test_the_log_comes_back(phone: adb.Phone, bundle: Bundle, tmp_path: Path):
+    list(adb.prepare(phone, bundle, ("ort",)))
+    judged(phone, bundle)
+    text = phone.log_file(tmp_path / "log").read_text()
+    assert sorted(text.splitlines()) == sorted(
+        f"complaint of {name}" for name in ("generator", "text_encoder", "unet", "vae_decoder")
+    )
+
+
+def test_a_wrong_model_on_the_device_fails(phone: adb.Phone, bundle: Bundle, runners: Path):
+    program = runners / "flashbulb-ort"
+    text = program.read_text()
+    assert "0.5 * np.roll" in text
+    program.write_text(text.replace("0.5 * np.roll", "0.4 * np.roll"))
+    list(adb.prepare(phone, bundle, ("ort",)))
+    assert any(
+        "unet" in sentence and "below the required" in sentence
+        for sentence in failures(judged(phone, bundle))
+    )
+
+
+def test_a_runner_that_is_killed_is_started_again(phone: adb.Phone, bundle: Bundle):
+    list(adb.prepare(phone, bundle, ("ort",)))
+    dies = Path(phone.folder) / "dies"
+    dies.write_text("2")
+    assert failures(judged(phone, bundle)) == []
+    assert dies.read_text() == "0"
+    phone.known.clear()
+    dies.write_text("9")
+    assert any("the runner ended with code 137" in sentence for sentence in failures(judged(phone, bundle)))
+
+
+@pytest.mark.parametrize("after", [2, 5, 9])
+def test_a_cable_lost_while_pushing_is_survived(phone: adb.Phone, bundle: Bundle, fake_adb: Path, after: int):
+    (fake_adb / "lose_after").write_text(str(after))
+    (pushed,) = adb.prepare(phone, bundle, ("ort",))
+    assert pushed.value == 6.0
+    assert "wait-for-device" in (fake_adb / "asked").read_text()
+    assert failures(judged(phone, bundle)) == []
+
+
+def test_full_storage_ends_in_a_sentence_and_is_cleaned(
+    fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path
+):
+    (tmp_path / "there").mkdir()
+    (fake_adb / "full_after").write_text("3")
+    with (
+        pytest.raises(EngineError, match="the storage of fake:5555 is full"),
+        adb.phone("fake:5555", str(runners), str(tmp_path / "there")) as launcher,
+    ):
+        list(adb.prepare(launcher, bundle, ("ort",)))
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_too_little_storage_is_told_before_anything_is_copied(
+    phone: adb.Phone, bundle: Bundle, fake_adb: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(adb, "SPARE_BYTES", 1 << 60)
+    with pytest.raises(EngineError, match=r"MiB free in .* on fake:5555, got"):
+        list(adb.prepare(phone, bundle, ("ort",)))
+    assert "push" not in json.dumps((fake_adb / "asked").read_text())
+
+
+def test_a_file_that_changed_on_the_device_is_found(phone: adb.Phone, bundle: Bundle):
+    list(adb.prepare(phone, bundle, ("ort",)))
+    (Path(phone.folder) / "onnx/unet.ort").write_text("numpy generator")
+    (kept,) = adb.finish(phone)
+    assert kept.verdict == "fail" and "unet.ort" in kept.sentence
+
+
+def test_what_is_missing_is_told(fake_adb: Path, runners: Path, tmp_path: Path):
+    for folder in (None, str(tmp_path / "none")):
+        with pytest.raises(EngineError, match="wanted --runners"), adb.phone("fake:5555", folder):
+            pass
+    with pytest.raises(EngineError, match="not found"), adb.phone("another", str(runners)):
+        pass
+    (fake_adb / "state").write_text("unauthorized")
+    with pytest.raises(EngineError, match="'unauthorized'; unlock it"), adb.phone("fake:5555", str(runners)):
+        pass
