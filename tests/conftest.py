@@ -62,13 +62,13 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sdxl(tmp_path_factory.mktemp("tiny") / "sdxl")
 
 
-def write_sd(out: Path, *, prediction_type: str, channels: int = 4, tokens: int = 77) -> Path:
+def write_sd(out: Path, *, prediction_type: str, channels: int = 4, tokens: int = 77, seed: int = 0) -> Path:
     """Write a random StableDiffusionPipeline folder of about a hundred thousand weights."""
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         tokenizer = build_tokenizer(out.parent / f".{out.name}.bpe", tokens)
         pipeline = StableDiffusionPipeline(
             vae=build_vae(channels),

@@ -1,0 +1,1 @@
+"""Plant faults in good bundles and see which gate notices."""

@@ -1,0 +1,207 @@
+"""Plant one fault, ask every gate, and say which of them noticed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from flashbulb.export import verify
+from flashbulb.export.artifact import file_sha256
+from flashbulb.export.bundle import Bundle, BundleError, read_bundle
+from flashbulb.runtimes.engines import Executorch, Mil, Ort
+from flashbulb.runtimes.engines.base import Engine
+from flashbulb.runtimes.gates import bundle_gates, engine_gates, file_gate
+from flashbulb.runtimes.records import ParityRecord, SanityRecord
+from flashbulb.runtimes.stage import available, named
+from mutants.equivalence import canonical
+from mutants.fault import Fault
+from mutants.overlay import Overlay
+from mutants.reuse import Memory, Reusing
+
+Record = SanityRecord | ParityRecord
+FORMATS: dict[str, Engine] = {
+    "onnx": Ort(artifact_format="onnx"),
+    "ort": Ort(artifact_format="ort"),
+    "mlpackage": Mil(),
+    "pte": Executorch(),
+}
+ALONE = ("tokenizer", "optimum")
+"""Formats that no engine opens."""
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of one fault."""
+
+    name: str
+    kind: str
+    format: str
+    component: str
+    about: str
+    gates: dict[str, str] = {}
+    """Gate -> first sentence, of the gates that failed though the manifest vouches for the changed files."""
+    hashes: bool | None = None
+    """Whether the hashes notice it when the manifest is not signed anew; null where that is no question."""
+    identical: bool = False
+    """Every output that the gates saw is the clean bundle's, bit for bit."""
+    equivalent: bool = False
+    """The program is the same program, by the rules of `equivalence`, and its outputs are identical."""
+    seconds: float = 0.0
+
+    @property
+    def caught(self) -> bool:
+        """Whether any gate noticed it."""
+        return bool(self.gates)
+
+    @property
+    def survived(self) -> bool:
+        """Whether a real fault went through every gate."""
+        return not self.caught and not self.equivalent
+
+
+class Judge:
+    """One bundle, an overlay to break, and what the clean bundle's programs gave."""
+
+    def __init__(self, base: Path, work: Path, checkpoint: str | None = None) -> None:
+        self.base, self.checkpoint, self.memory = base, checkpoint, Memory()
+        self.overlay = Overlay(base, work)
+        self.clean = read_bundle(base)
+        self._digests = {(base / n).stat().st_ino: file_sha256(base / n) for n in self.overlay.names}
+        self._shapes: dict[str, str | None] = {}
+        verify.file_sha256 = self._sha256
+
+    def _sha256(self, path: Path) -> str:
+        """Return a file's digest; a file that is still the clean bundle's own was read before."""
+        return self._digests.get(path.stat().st_ino) or file_sha256(path)
+
+    def engines(self, formats: Iterable[str]) -> list[Engine]:
+        """Return what opens some formats, PyTorch for `eager`."""
+        held = {a.format for a in self.clean.manifest.artifacts}
+        found: list[Engine] = []
+        for fmt in formats:
+            if fmt in held:
+                inner = FORMATS[fmt]
+                found += inner.variants(self.clean) if isinstance(inner, Mil) else [inner]
+        if "eager" in formats and available(self.clean, self.checkpoint)["eager"] is None:
+            found.append(named("eager", self.checkpoint))
+        return [Reusing(inner=e, memory=self.memory) for e in found]
+
+    def sound(self) -> list[str]:
+        """Ask the clean bundle everything, keep its results, and return the sentences of what failed."""
+        self.memory.clean = True
+        self.memory.start()
+        failed = [f"{gate}: {words}" for gate, words in self._failed((*FORMATS, "eager"), None).items()]
+        self.memory.clean = False
+        self.known = dict(self.memory.seen)
+        return failed
+
+    def judge(self, fault: Fault) -> Verdict:
+        """Plant a fault, ask, and mend."""
+        start = time.perf_counter()
+        try:
+            fault.plant(self.overlay.root)
+            return self._verdict(fault, start)
+        finally:
+            self.overlay.restore()
+
+    def _verdict(self, fault: Fault, start: float) -> Verdict:
+        changed = self.overlay.changed()
+        hashes = None if "manifest.json" in changed else self._hashes()
+        self.overlay.sign()
+        self.memory.start()
+        gates = self._failed(self._formats(fault), fault)
+        identical = all(self.known.get(call) == result for call, result in self.memory.seen.items())
+        return Verdict(
+            name=fault.name,
+            kind=fault.kind,
+            format=fault.format,
+            component=fault.component,
+            about=fault.about,
+            gates=gates,
+            hashes=hashes,
+            identical=identical,
+            equivalent=identical and self._same(fault, changed),
+            seconds=round(time.perf_counter() - start, 2),
+        )
+
+    def _hashes(self) -> bool:
+        try:
+            return file_gate(read_bundle(self.overlay.root)).verdict == "fail"
+        except BundleError:
+            return True
+
+    def _formats(self, fault: Fault) -> tuple[str, ...]:
+        if fault.format in FORMATS:
+            return (fault.format,)
+        return () if fault.format in ALONE else (*FORMATS, "eager")
+
+    def _failed(self, formats: Iterable[str], fault: Fault | None) -> dict[str, str]:
+        """Return gate -> sentence of what fails, in the order of `flashbulb check`."""
+        found: dict[str, str] = {}
+        try:
+            for record in self._records(formats, fault):
+                if record.verdict == "fail":
+                    found.setdefault(column(record), record.sentence)
+        except Exception as error:  # a check that dies lets nothing pass, and is told apart in the table
+            found["died"] = f"{type(error).__name__}: {error}"[:300]
+        return found
+
+    def _records(self, formats: Iterable[str], fault: Fault | None) -> Iterator[Record]:
+        try:
+            bundle = read_bundle(self.overlay.root)
+        except BundleError as error:
+            yield SanityRecord(gate="manifest", engine="bundle", verdict="fail", sentence=str(error))
+            return
+        for record in bundle_gates(bundle):
+            yield record
+            if (record.gate, record.verdict) == ("files", "fail"):  # type: ignore[union-attr]
+                return
+        yield from program_records(bundle, fault, self.checkpoint)
+        for engine in self.engines(formats):
+            yield from engine_gates(bundle, engine, 1)
+
+    def _same(self, fault: Fault, changed: list[str]) -> bool:
+        """Tell whether the changed files hold the same program."""
+        places = {self._place(name) for name in changed}
+        return bool(places) and all(
+            self._shape(p, f) == canonical(self.overlay.root / p, f) for p, f in places
+        )
+
+    def _place(self, name: str) -> tuple[str, str]:
+        for artifact in self.clean.manifest.artifacts:
+            if name in {f.path for f in artifact.files}:
+                return artifact.path, artifact.format
+        return name, name.rsplit(".", 1)[-1]
+
+    def _shape(self, path: str, fmt: str) -> str | None:
+        if path not in self._shapes:
+            self._shapes[path] = canonical(self.base / path, fmt) or "unreadable"
+        return self._shapes[path]
+
+
+def program_records(bundle: Bundle, fault: Fault | None, checkpoint: str | None) -> Iterator[Any]:
+    """Ask the gates that read programs without running them, where this flashbulb has them."""
+    try:
+        from flashbulb.runtimes.program_gates import program_gates  # type: ignore[import-not-found]
+    except ModuleNotFoundError:
+        return
+    if fault is not None and fault.format in FORMATS:
+        kept = tuple(a for a in bundle.manifest.artifacts if a.format == fault.format)
+        kept = tuple(a for a in kept if a.format == "pte" or fault.component in ("", a.component))
+        bundle = msgspec.structs.replace(
+            bundle, manifest=msgspec.structs.replace(bundle.manifest, artifacts=kept)
+        )
+    yield from program_gates(bundle, checkpoint)
+
+
+def column(record: Record) -> str:
+    """Name the gate that a record comes from, as a column of the table."""
+    if isinstance(record, ParityRecord):
+        name = f"parity of {record.quantity}"
+    else:
+        name = record.gate.partition(".")[0].replace("_", " ")
+    prefix = {"mil-fp16": "fp16 ", "eager": "eager "}.get(record.engine, "")
+    return prefix + name

@@ -1,0 +1,85 @@
+"""Small bundles of random weights: every encoding, seed and parametrisation within a minute each."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+CONFTEST = Path(__file__).parents[2] / "conftest.py"
+Encoding = Literal["fp32", "fp16", "palette", "int8", "mixed"]
+ENCODINGS: tuple[Encoding, ...] = ("fp32", "fp16", "palette", "int8", "mixed")
+
+
+class Recipe(NamedTuple):
+    """One small bundle."""
+
+    encoding: Encoding
+    """`fp32` and `fp16` are Core ML's arithmetic; the rest say how weights are stored, in fp16 arithmetic."""
+    prediction: str = "v_prediction"
+    seed: int = 0
+    generator: bool = True
+
+    @property
+    def name(self) -> str:
+        """A folder's name."""
+        return f"{self.encoding}-{self.prediction.partition('_')[0]}-{self.seed}"
+
+
+def write_sd() -> Callable[..., Path]:
+    """Return the function that writes the random checkpoints of all tests."""
+    spec = importlib.util.spec_from_file_location("flashbulb_tests_conftest", CONFTEST)
+    assert spec
+    assert spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    write: Callable[..., Path] = found.write_sd
+    return write
+
+
+def make(recipe: Recipe, folder: Path) -> Path:
+    """Write a checkpoint, compress it, export it for all three backends, and return the bundle."""
+    out = folder / recipe.name
+    if (out / "manifest.json").is_file():
+        return out
+    sticker = recipe.prediction == "v_prediction"
+    sizes: dict[str, Any] = {"channels": 16, "tokens": 24} if sticker else {}
+    plain = write_sd()(
+        folder / f".{recipe.name}.checkpoint", prediction_type=recipe.prediction, seed=recipe.seed, **sizes
+    )
+    return export(compressed(plain, recipe.encoding), out, recipe)
+
+
+def compressed(checkpoint: Path, encoding: Encoding) -> Path:
+    """Compress a checkpoint; with floats it stays as it is."""
+    if encoding in ("fp32", "fp16"):
+        return checkpoint
+    from flashbulb.compress.methods import Palettize, QuantizeInt8
+    from flashbulb.compress.stage import CompressConfig, run
+
+    palette, int8 = Palettize(bits=6, max_rounds=20), QuantizeInt8()
+    config = CompressConfig(
+        checkpoint=str(checkpoint),
+        out=str(checkpoint.with_name(checkpoint.name + ".small")),
+        default=palette if encoding != "int8" else int8,
+        by_kind={"text_encoder": int8, "vae_decoder": int8} if encoding == "mixed" else {},
+        min_weights=256,
+        floor_psnr_db=None,
+        prompts=("a glossy red apple on a pink background",),
+    )
+    return run(config)
+
+
+def export(checkpoint: Path, out: Path, recipe: Recipe, **options: Any) -> Path:
+    """Export for all three backends."""
+    from flashbulb.export.backends import Coreml, Executorch, Ort
+    from flashbulb.export.stage import ExportConfig, run
+
+    precision: Any = "float32" if recipe.encoding == "fp32" else "float16"
+    backends = (
+        Ort(generator=recipe.generator, optimum=False, allow_dequantized=True),
+        Coreml(generator=recipe.generator, precision=precision),
+        Executorch(generator=recipe.generator, allow_dequantized=True),
+    )
+    return run(ExportConfig(checkpoint=str(checkpoint), out=str(out), backends=backends, **options))
