@@ -55,7 +55,8 @@ def checked(bundle: Path) -> Report:
 def test_every_gate_passes_on_both_processors(checked: Report, bundle: Path):
     assert checked.ok, checked.failures
     labels = {f"{engine}@{cpu}" for engine in ("ort", "executorch") for cpu in CPUS}
-    assert {r.engine for r in checked.parity} == labels | {f"{label}~{platform.machine()}" for label in labels}
+    across = {f"{label}~{platform.machine()}" for label in labels}
+    assert {r.engine for r in checked.parity} == labels | across
     assert {r.engine for r in checked.sanity} == labels | {"bundle"}
     assert read_report(bundle.parent / "check.json") == checked
 
