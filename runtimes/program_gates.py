@@ -7,18 +7,17 @@ What is not there is said in a record of its own, which is no pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 
-from flashbulb.distill.checkpoint import Checkpoint, CheckpointError
-from flashbulb.export.anatomy import AnatomyError, read
+from flashbulb.distill.checkpoint import Checkpoint
+from flashbulb.export.anatomy import AnatomyError
 from flashbulb.export.anatomy.listing import Listing
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.export.structure import Structure, contract, differences, read_structure
-from flashbulb.runtimes.engines import Eager
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.gates import sanity
+from flashbulb.runtimes.opening import label, open_listing, open_source
 from flashbulb.runtimes.records import SanityRecord
 from flashbulb.runtimes.source_gates import checkpoint_gates, rule_gates
 from flashbulb.runtimes.sources import Sources, sources
@@ -37,11 +36,10 @@ def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[San
     """
     yield from rule_gates(bundle)
     found, reason = open_source(bundle, checkpoint)
-    weigh = None
+    wanted = None
     if found:
         yield from checkpoint_gates(bundle, found)
         wanted = sources(found, bundle.manifest.sampling.one_step, found.components())
-        weigh = partial(weight_gate, wanted)
     for artifact in bundle.manifest.artifacts:
         try:
             listing, recorded = open_listing(bundle, artifact), read_structure(bundle.root, artifact)
@@ -50,29 +48,12 @@ def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[San
             yield sanity(f"structure.{label(artifact)}", "bundle", False, words)
             continue
         yield structure_gate(artifact, listing, recorded)
-        if weigh:
-            yield weigh(artifact, listing)
+        if found and wanted:
+            yield weight_gate(wanted, artifact, listing)
+            yield from _twin(bundle, artifact, listing, wanted, found)
     if reason:
         words = f"no weight, tokenizer or schedule could be held to the checkpoint: {reason}"
         yield SanityRecord(gate="weights", engine="bundle", verdict="skip", sentence=words)
-
-
-def label(artifact: Artifact) -> str:
-    """Name an artifact in records, as `unet.onnx`."""
-    return f"{artifact.component}.{artifact.format}"
-
-
-def open_listing(bundle: Bundle, artifact: Artifact) -> Listing:
-    """Take an artifact apart.
-
-    Raises:
-        AnatomyError, ProgramError: when it is damaged.
-    """
-    if artifact.format == "mlpackage":
-        from flashbulb.runtimes.engines.mil.listing import read_package_listing
-
-        return read_package_listing(bundle.path(artifact))
-    return read(bundle.path(artifact), artifact.format, artifact.method)
 
 
 def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | None) -> SanityRecord:
@@ -90,17 +71,6 @@ def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | N
     return sanity(gate, "bundle", not found, words, value=float(len(found)), threshold=0.0)
 
 
-def open_source(bundle: Bundle, checkpoint: str | None) -> tuple[Checkpoint | None, str | None]:
-    """Open the checkpoint of a bundle, or return the reason why it cannot be."""
-    eager = Eager(checkpoint=checkpoint)
-    if reason := eager.missing():
-        return None, reason
-    try:
-        return eager.open(bundle), None
-    except CheckpointError as error:
-        return None, str(error)
-
-
 def weight_gate(wanted: Sources, artifact: Artifact, listing: Listing) -> SanityRecord:
     """Hold every stored weight to the checkpoint, by the rule of its code."""
     found, name = judge_weights(listing, wanted, artifact.component), label(artifact)
@@ -114,3 +84,18 @@ def weight_gate(wanted: Sources, artifact: Artifact, listing: Listing) -> Sanity
     return sanity(
         f"weights.{name}", "bundle", good, words, value=float(found.wrong), threshold=0.0, unit="values"
     )
+
+
+def _twin(
+    bundle: Bundle, artifact: Artifact, listing: Listing, wanted: Sources, checkpoint: Checkpoint
+) -> Iterator[SanityRecord]:
+    """Judge the float32 twin of a Core ML component; the fused program is made of the same parts."""
+    if artifact.format != "mlpackage" or artifact.component == "generator":
+        return
+    from flashbulb.runtimes.twin import twin_gate
+
+    try:
+        yield twin_gate(bundle, artifact, listing, wanted, checkpoint)
+    except ProgramError as error:
+        words = f"{label(artifact)} has no twin: {error}"
+        yield sanity(f"twin.{artifact.component}", "mil", False, words)

@@ -85,7 +85,7 @@ class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     cases: Annotated[int, msgspec.Meta(ge=2)] | None = None
     """Golden cases that a device runs; by default all, and two where a processor is imitated."""
     checkpoint: str | None = None
-    """For the eager engine: where the checkpoint is, if not where it was at export."""
+    """For PyTorch and the weight gate: where the checkpoint is, if not where it was at export."""
     baseline: str | None = None
     """An earlier bundle, or only its report as JSON, that this one must not fall behind."""
     max_slowdown: Annotated[float, msgspec.Meta(gt=0)] | None = None
@@ -96,6 +96,8 @@ class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Longest time to settle one slowdown; what is open then is undecided, which is no pass."""
     summary: str | None = None
     """Write the report here as Markdown, and append it to $GITHUB_STEP_SUMMARY where that is set."""
+    bisect: bool = False
+    """Also run every program operation by operation, and name the first that departs from PyTorch."""
     out: str | None = None
     """Write the report here as JSON."""
 
@@ -159,7 +161,7 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
     records: list[Record] = []
     chosen = _engines(bundle, config.engine, config.checkpoint, records)
     engines = [variant for engine in chosen for variant in engine.variants(bundle)]
-    total = len(engines) + 2 + (baseline is not None)
+    total = len(engines) + 2 + (baseline is not None) + config.bisect
     _say(on_step, 0, total, "files, tokenizer, noise, constants")
     records += bundle_gates(bundle)
     sound = not any(isinstance(r, SanityRecord) and (r.gate, r.verdict) == ("files", "fail") for r in records)
@@ -169,6 +171,11 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
     for index, engine in enumerate(engines if sound else []):
         _say(on_step, index + 2, total, engine.label)
         records += engine_gates(bundle, engine, _threads(config.threads))
+    if config.bisect and sound:
+        from flashbulb.runtimes.bisect.stage import bisect
+
+        _say(on_step, len(engines) + 2, total, "bisect")
+        records += bisect(bundle, config.checkpoint, {e.backend for e in engines if config.engine})
     if (floors := floor_gate(records)) is not None:
         records.append(floors)
     if baseline and sound:

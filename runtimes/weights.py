@@ -104,6 +104,12 @@ def _nearest(stray: _Stray, candidates: Iterable[Wanted]) -> _Near | None:
     return min(found, key=lambda n: (len(n.bad), n.distance), default=None)
 
 
+def nearly(values: Array, candidates: Iterable[Wanted]) -> Array | None:
+    """Return the float32 values of a tensor that some stored ones are up to what its code allows, flat."""
+    near = _nearest(_Stray("", values, Constant(lambda: values)), candidates)
+    return near.form if near and not len(near.bad) else None
+
+
 def _compare(stray: _Stray, wanted: Wanted, form: Array) -> _Near:
     """Hold a stray constant to one tensor by the rule of its code."""
     got = stray.values.astype(np.float64).ravel()

@@ -108,7 +108,13 @@ def snr_db(wanted: Array, got: Array) -> float:
 
 
 def trace(
-    checkpoint: Checkpoint, step: OneStep, component: str, rewrite: Rewrite, inputs: Sequence[Array]
+    checkpoint: Checkpoint,
+    step: OneStep,
+    component: str,
+    rewrite: Rewrite,
+    inputs: Sequence[Array],
+    *,
+    keep: bool = True,
 ) -> Reference:
     """Run a component in the form in which it was lowered, and keep every activation.
 
@@ -118,22 +124,25 @@ def trace(
         component: which part of it.
         rewrite: the forms that the backend asked for.
         inputs: golden inputs, in call order.
+        keep: keep the activations; otherwise only the numbers that operators were given.
     """
     import torch
 
     from flashbulb.export.graph import module
 
     part = module(checkpoint, component, step, rewrite).eval()
-    recorder = _recorder(part)
+    recorder = _recorder(part, keep)
     given = [np.asarray(a) for a in inputs if a.dtype.kind == "f"]
     recorder.reference.activations += [Activation("", "input", a) for a in given]
     with torch.no_grad(), recorder:
         part(*(torch.from_numpy(np.ascontiguousarray(a)) for a in inputs))
     found: Reference = recorder.reference
+    told = (getattr(m, "eps", None) for m in part.modules())
+    found.scalars |= {e for e in told if isinstance(e, float)}
     return found
 
 
-def _recorder(part: nn.Module) -> Any:
+def _recorder(part: nn.Module, keep: bool) -> Any:
     """Make a mode under which every operator's result is kept."""
     import torch
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -150,7 +159,7 @@ def _recorder(part: nn.Module) -> Any:
         ) -> Any:
             found = func(*args, **(kwargs or {}))
             self.reference.scalars.update(float(a) for a in args if isinstance(a, float))
-            for value in found if isinstance(found, tuple | list) else (found,):
+            for value in (found if isinstance(found, tuple | list) else (found,)) if keep else ():
                 if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 1:
                     name = str(func).rpartition(".")[0]
                     kept = value.detach().float().clone().numpy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,15 +13,17 @@ from flashbulb.export.anatomy import AnatomyError
 from flashbulb.export.anatomy.listing import Array, Listing
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
-from flashbulb.export.rewrites import Rewrite
 from flashbulb.runtimes.bisect.reference import Reference, snr_db, trace
 from flashbulb.runtimes.bisect.walk import Finding, Walk, walk
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.gates import sanity
+from flashbulb.runtimes.opening import label, open_listing, open_source
 from flashbulb.runtimes.pipeline import Pipeline
-from flashbulb.runtimes.program_gates import label, open_listing, open_source
 from flashbulb.runtimes.records import SanityRecord
+
+if TYPE_CHECKING:
+    from flashbulb.export.rewrites import Rewrite
 
 log = logging.getLogger(__name__)
 FLOOR_DB = {"float32": 75.0, "float16": 60.0}
@@ -51,7 +54,7 @@ def bisect(
         rewrite = rewrite_of(artifact)
         key = (artifact.component, repr(rewrite))
         if key not in references:
-            references[key] = _reference(bundle, found, artifact, rewrite)
+            references[key] = reference_of(bundle, found, artifact)
         yield record(bundle, artifact, references[key])
 
 
@@ -71,10 +74,13 @@ def golden_inputs(bundle: Bundle, artifact: Artifact) -> dict[str, Array]:
     return {s.name: np.ascontiguousarray(given[s.name], dtype=s.dtype) for s in artifact.inputs}
 
 
-def _reference(bundle: Bundle, checkpoint: Checkpoint, artifact: Artifact, rewrite: Rewrite) -> Reference:
-    inputs = golden_inputs(bundle, artifact)
-    step = bundle.manifest.sampling.one_step
-    return trace(checkpoint, step, artifact.component, rewrite, [inputs[s.name] for s in artifact.inputs])
+def reference_of(
+    bundle: Bundle, checkpoint: Checkpoint, artifact: Artifact, *, keep: bool = True
+) -> Reference:
+    """Run a component in PyTorch, in the form in which an artifact was lowered, on the first golden case."""
+    inputs, step = golden_inputs(bundle, artifact), bundle.manifest.sampling.one_step
+    given = [inputs[s.name] for s in artifact.inputs]
+    return trace(checkpoint, step, artifact.component, rewrite_of(artifact), given, keep=keep)
 
 
 def record(bundle: Bundle, artifact: Artifact, reference: Reference) -> SanityRecord:

@@ -50,6 +50,8 @@ def decode(value: Value, weights: Weights) -> Any:
     Raises:
         ProgramError: when what is stored does not fit its declared type.
     """
+    if value.array is not None:
+        return value.array
     if value.items is not None:
         return [np.asarray(decode(item, weights)).item() for item in value.items]
     dtype, shape = _declared(value.type)

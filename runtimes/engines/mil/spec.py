@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from flashbulb.runtimes.engines.mil.dtypes import DType, dtype_numbered
 from flashbulb.runtimes.engines.mil.errors import ProgramError
@@ -34,6 +35,8 @@ class Value:
     """Elements of a list."""
     blob: tuple[str, int] | None = None
     """File and offset of one that lies in a weight file."""
+    array: Any = None
+    """The values themselves, of one that was put in the place of another."""
 
 
 @dataclass(frozen=True, slots=True)

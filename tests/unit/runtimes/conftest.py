@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -253,3 +254,54 @@ def failed(bundle: Bundle, **fault: Callable[..., np.ndarray]) -> dict[str, str]
         if item.verdict == "fail":
             found[item.gate if isinstance(item, SanityRecord) else item.quantity] = item.sentence
     return found
+
+
+@pytest.fixture(scope="session")
+def programs(tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real bundle for all three runtimes, of a checkpoint whose text encoder and UNet are encoded."""
+    from flashbulb.compress.methods import Palettize, QuantizeInt8
+    from flashbulb.compress.stage import CompressConfig
+    from flashbulb.compress.stage import run as compress
+    from flashbulb.export import stage
+    from flashbulb.export.backends import Coreml, Executorch, Ort
+
+    folder = tmp_path_factory.mktemp("programs")
+    source = compress(
+        CompressConfig(
+            checkpoint=str(tiny_sticker),
+            out=str(folder / "checkpoint"),
+            default=None,
+            by_kind={"text_encoder": Palettize(bits=6), "unet": QuantizeInt8()},
+            min_weights=512,
+            floor_psnr_db=None,
+        )
+    )
+    backends = (
+        Ort(generator=False, optimum=False),
+        Executorch(generator=False, allow_dequantized=True),
+        Coreml(generator=False),
+    )
+    return stage.run(
+        stage.ExportConfig(checkpoint=str(source), out=str(folder / "bundle"), backends=backends)
+    )
+
+
+@pytest.fixture
+def resign() -> Callable[[Path], Bundle]:
+    """Make all hashes of a changed bundle right again."""
+    return _resign
+
+
+def _resign(root: Path) -> Bundle:
+    """Make all hashes of a changed bundle right again."""
+    bundle = read_bundle(root)
+    artifacts = []
+    for artifact in bundle.manifest.artifacts:
+        files = records(bundle.path(artifact), root)
+        size = sum(f.size_bytes for f in files)
+        artifacts.append(
+            msgspec.structs.replace(artifact, files=files, sha256=digest(files), size_bytes=size)
+        )
+    files = tuple(record(root / f.path, root) for f in bundle.manifest.files)
+    write_manifest(msgspec.structs.replace(bundle.manifest, artifacts=tuple(artifacts), files=files), root)
+    return read_bundle(root)

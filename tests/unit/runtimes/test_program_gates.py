@@ -7,12 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
-from flashbulb.export.artifact import digest, record, records
-from flashbulb.export.bundle import Bundle, read_bundle, write_manifest
+from flashbulb.export.bundle import Bundle, read_bundle
 from flashbulb.export.structure import differences
 from flashbulb.runtimes.program_gates import program_gates
 
@@ -20,61 +18,19 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("executorch")
 pytest.importorskip("coremltools")
 pytestmark = pytest.mark.slow
+Failed = Callable[[Path], dict[str, str]]
 WEIGHT = "down_blocks.0.resnets.0.conv2.weight"
 
 
-@pytest.fixture(scope="module")
-def exported(tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All three runtimes of a checkpoint whose text encoder and UNet are encoded."""
-    from flashbulb.compress.methods import Palettize, QuantizeInt8
-    from flashbulb.compress.stage import CompressConfig
-    from flashbulb.compress.stage import run as compress
-    from flashbulb.export import stage
-    from flashbulb.export.backends import Coreml, Executorch, Ort
-
-    folder = tmp_path_factory.mktemp("programs")
-    source = compress(
-        CompressConfig(
-            checkpoint=str(tiny_sticker),
-            out=str(folder / "checkpoint"),
-            default=None,
-            by_kind={"text_encoder": Palettize(bits=6), "unet": QuantizeInt8()},
-            min_weights=512,
-            floor_psnr_db=None,
-        )
-    )
-    backends = (
-        Ort(generator=False, optimum=False),
-        Executorch(generator=False, allow_dequantized=True),
-        Coreml(generator=False),
-    )
-    return stage.run(
-        stage.ExportConfig(checkpoint=str(source), out=str(folder / "bundle"), backends=backends)
-    )
+@pytest.fixture
+def copied(programs: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(programs, tmp_path / "bundle"))
 
 
 @pytest.fixture
-def copied(exported: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(exported, tmp_path / "bundle"))
-
-
-def resign(root: Path) -> Bundle:
-    """Make all hashes of a changed bundle right again."""
-    bundle = read_bundle(root)
-    artifacts = []
-    for artifact in bundle.manifest.artifacts:
-        files = records(bundle.path(artifact), root)
-        size = sum(f.size_bytes for f in files)
-        artifacts.append(
-            msgspec.structs.replace(artifact, files=files, sha256=digest(files), size_bytes=size)
-        )
-    files = tuple(record(root / f.path, root) for f in bundle.manifest.files)
-    write_manifest(msgspec.structs.replace(bundle.manifest, artifacts=tuple(artifacts), files=files), root)
-    return read_bundle(root)
-
-
-def failed(root: Path) -> dict[str, str]:
-    return {r.gate: r.sentence for r in program_gates(resign(root)) if r.verdict == "fail"}
+def failed(resign: Callable[[Path], Bundle]) -> Callable[[Path], dict[str, str]]:
+    """Gate -> sentence of what fails once the hashes are right again."""
+    return lambda root: {r.gate: r.sentence for r in program_gates(resign(root)) if r.verdict == "fail"}
 
 
 def unet_weight(root: Path, name: str = WEIGHT) -> np.ndarray[Any, Any]:
@@ -93,8 +49,8 @@ def replace_bytes(path: Path, old: bytes, change: Callable[[bytearray], None]) -
     path.write_bytes(data.replace(old, bytes(new)))
 
 
-def test_sound_programs_pass_both_gates(exported: Path) -> None:
-    found = list(program_gates(read_bundle(exported)))
+def test_sound_programs_pass_both_gates(programs: Path) -> None:
+    found = list(program_gates(read_bundle(programs)))
     assert [r.sentence for r in found if r.verdict != "pass"] == []
     assert len(found) == 2 * 3 * 4 + 6  # structure and weights of three components in four formats
     unet = next(r for r in found if r.gate == "weights.unet.mlpackage")
@@ -102,16 +58,16 @@ def test_sound_programs_pass_both_gates(exported: Path) -> None:
     assert unet.threshold == 0.0
 
 
-def test_both_readers_of_core_ml_packages_agree(exported: Path) -> None:
+def test_both_readers_of_core_ml_packages_agree(programs: Path) -> None:
     from flashbulb.export.anatomy.coreml import package_lines
     from flashbulb.runtimes.engines.mil.listing import read_package_listing
 
     for name in ("text_encoder", "unet", "vae_decoder"):
-        path = exported / f"coreml/{name}.mlpackage"
+        path = programs / f"coreml/{name}.mlpackage"
         assert dict(read_package_listing(path).lines) == package_lines(path)
 
 
-def test_one_wrong_weight_of_a_pte_is_named(copied: Path) -> None:
+def test_one_wrong_weight_of_a_pte_is_named(copied: Path, failed: Failed) -> None:
     weight = np.ascontiguousarray(unet_weight(copied).transpose(0, 2, 3, 1))
     replace_bytes(copied / "executorch/model.pte", weight.tobytes(), lambda b: b.__setitem__(43, b[43] ^ 1))
     found = failed(copied)
@@ -120,7 +76,7 @@ def test_one_wrong_weight_of_a_pte_is_named(copied: Path) -> None:
     assert "first number 10: stored" in found["weights.unet.pte"]
 
 
-def test_one_wrong_weight_of_an_ort_file_is_named(copied: Path) -> None:
+def test_one_wrong_weight_of_an_ort_file_is_named(copied: Path, failed: Failed) -> None:
     name = "decoder.conv_in.weight"
     from safetensors.numpy import load_file
 
@@ -132,7 +88,7 @@ def test_one_wrong_weight_of_an_ort_file_is_named(copied: Path) -> None:
     assert f"1 of {weight.size} values of vae_decoder/{name}" in found["weights.vae_decoder.ort"]
 
 
-def test_one_wrong_weight_of_a_core_ml_package_is_named(copied: Path) -> None:
+def test_one_wrong_weight_of_a_core_ml_package_is_named(copied: Path, failed: Failed) -> None:
     weight = unet_weight(copied, "conv_in.weight").astype(np.float16)
     path = copied / "coreml/unet.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
     replace_bytes(path, weight.tobytes(), lambda b: b.__setitem__(2, b[2] ^ 1))
@@ -152,7 +108,7 @@ def onnx_edit(path: Path, change: Callable[[Any], None]) -> None:
     onnx.save(model, path)
 
 
-def test_codes_and_scales_of_an_encoded_weight_are_judged(copied: Path) -> None:
+def test_codes_and_scales_of_an_encoded_weight_are_judged(copied: Path, failed: Failed) -> None:
     from onnx import numpy_helper
 
     def other_code(model: Any) -> None:
@@ -175,7 +131,7 @@ def test_codes_and_scales_of_an_encoded_weight_are_judged(copied: Path) -> None:
     assert "unet/" in found["weights.unet.onnx"]
 
 
-def test_an_attribute_is_named_with_what_it_was(copied: Path) -> None:
+def test_an_attribute_is_named_with_what_it_was(copied: Path, failed: Failed) -> None:
     def other_epsilon(model: Any) -> None:
         node = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
         next(a for a in node.attribute if a.name == "epsilon").f = 1e-4
@@ -187,7 +143,7 @@ def test_an_attribute_is_named_with_what_it_was(copied: Path) -> None:
     assert "in 1 of" in found["structure.text_encoder.onnx"]
 
 
-def test_an_attribute_of_a_core_ml_operation_is_named(copied: Path) -> None:
+def test_an_attribute_of_a_core_ml_operation_is_named(copied: Path, failed: Failed) -> None:
     from coremltools.proto import Model_pb2
 
     path = copied / "coreml/text_encoder.mlpackage/Data/com.apple.CoreML/model.mlmodel"
@@ -204,7 +160,7 @@ def test_an_attribute_of_a_core_ml_operation_is_named(copied: Path) -> None:
     assert repr(f"main.{axis}") in found["structure.text_encoder.mlpackage"]
 
 
-def test_swapped_inputs_of_a_product_are_wiring(copied: Path) -> None:
+def test_swapped_inputs_of_a_product_are_wiring(copied: Path, failed: Failed) -> None:
     def swap(model: Any) -> None:
         node = next(n for n in model.graph.node if n.op_type == "Softmax")
         users = [n for n in model.graph.node if node.output[0] in n.input and n.op_type == "MatMul"]
@@ -214,7 +170,7 @@ def test_swapped_inputs_of_a_product_are_wiring(copied: Path) -> None:
     assert set(failed(copied)) == {"structure.text_encoder.onnx"}
 
 
-def test_a_stale_artifact_of_another_checkpoint_is_found(copied: Path) -> None:
+def test_a_stale_artifact_of_another_checkpoint_is_found(copied: Path, failed: Failed) -> None:
     def other(model: Any) -> None:
         from onnx import numpy_helper
 
@@ -228,7 +184,7 @@ def test_a_stale_artifact_of_another_checkpoint_is_found(copied: Path) -> None:
     assert "more" in found["weights.vae_decoder.onnx"]
 
 
-def test_an_edited_contract_is_the_manifests_fault(copied: Path) -> None:
+def test_an_edited_contract_is_the_manifests_fault(copied: Path, failed: Failed) -> None:
     import json
 
     path = copied / "manifest.json"
@@ -241,7 +197,7 @@ def test_an_edited_contract_is_the_manifests_fault(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["onnx/unet.onnx", "onnx/unet.ort", "executorch/model.pte"])
-def test_a_damaged_file_fails_and_says_why(copied: Path, name: str) -> None:
+def test_a_damaged_file_fails_and_says_why(copied: Path, name: str, failed: Failed) -> None:
     path = copied / name
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
     assert any("cannot be taken apart" in s for s in failed(copied).values())
@@ -285,7 +241,7 @@ def manifest_edit(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
     path.write_text(json.dumps(value))
 
 
-def test_a_lowered_threshold_is_not_the_rule(copied: Path) -> None:
+def test_a_lowered_threshold_is_not_the_rule(copied: Path, failed: Failed) -> None:
     def lower(manifest: dict[str, Any]) -> None:
         next(g for g in manifest["gates"] if g["quantity"] == "unet")["minimum_db"] = 1.0
 
@@ -293,7 +249,7 @@ def test_a_lowered_threshold_is_not_the_rule(copied: Path) -> None:
     assert "the manifest has 1.0 dB" in failed(copied)["rule"]
 
 
-def test_a_step_that_the_scheduler_does_not_give_is_found(copied: Path) -> None:
+def test_a_step_that_the_scheduler_does_not_give_is_found(copied: Path, failed: Failed) -> None:
     def other(manifest: dict[str, Any]) -> None:
         manifest["sampling"]["one_step"]["latent_scale"] = 0.25
 
@@ -301,12 +257,12 @@ def test_a_step_that_the_scheduler_does_not_give_is_found(copied: Path) -> None:
     assert "latent_scale 0.25, the checkpoint's scheduler gives 0.5" in failed(copied)["schedule"]
 
 
-def test_a_lineage_of_another_checkpoint_is_found(copied: Path) -> None:
+def test_a_lineage_of_another_checkpoint_is_found(copied: Path, failed: Failed) -> None:
     manifest_edit(copied, lambda m: m["lineage"].update(entries=[]))
     assert "lineage" in failed(copied)
 
 
-def test_a_tokenizer_that_differs_beyond_the_golden_prompts_is_found(copied: Path) -> None:
+def test_a_tokenizer_that_differs_beyond_the_golden_prompts_is_found(copied: Path, failed: Failed) -> None:
     import json
 
     path = copied / "tokenizer/tokenizer.json"
@@ -319,14 +275,14 @@ def test_a_tokenizer_that_differs_beyond_the_golden_prompts_is_found(copied: Pat
     assert "vocabulary.tokenizer" in found
 
 
-def test_other_merges_for_apps_that_read_them_are_found(copied: Path) -> None:
+def test_other_merges_for_apps_that_read_them_are_found(copied: Path, failed: Failed) -> None:
     path = copied / "tokenizer/merges.txt"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")
     assert set(failed(copied)) == {"vocabulary.tokenizer"}
 
 
-def test_a_golden_picture_of_something_else_is_found(copied: Path) -> None:
+def test_a_golden_picture_of_something_else_is_found(copied: Path, failed: Failed) -> None:
     shutil.copyfile(copied / "golden/0.png", copied / "golden/1.png")
     assert set(failed(copied)) == {"pictures"}
 
