@@ -8,7 +8,7 @@ is added later is never passed over.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from flashbulb.runtimes.engines import AnyEngine
 from flashbulb.runtimes.engines.base import Array, Engine, EngineError, Session
 from flashbulb.runtimes.gates import bundle_gates, engine_gates
 from flashbulb.runtimes.pipeline import Pipeline
+from flashbulb.runtimes.program_gates import program_gates
 from flashbulb.runtimes.records import ParityRecord, SanityRecord
 from flashbulb.runtimes.stage import available, named
 
@@ -78,8 +79,10 @@ def engine_questions(bundle: Bundle, engine: Engine) -> list[Question]:
 class Inspection:
     """The answers for one bundle; each engine runs once, when first asked about."""
 
-    def __init__(self, bundle: Bundle, engines: Iterable[Engine], threads: int) -> None:
-        self.bundle, self.threads = bundle, threads
+    def __init__(
+        self, bundle: Bundle, engines: Iterable[Engine], threads: int, checkpoint: str | None = None
+    ) -> None:
+        self.bundle, self.threads, self.checkpoint = bundle, threads, checkpoint
         self.engines = {engine.label: engine for engine in engines}
         self.sessions: dict[str, Session] = {}
         self._records: dict[str, tuple[Record, ...]] = {}
@@ -94,12 +97,21 @@ class Inspection:
         """Return the records of one engine, or of the files alone."""
         if label not in self._records:
             asked = (
-                bundle_gates(self.bundle)
+                self._of_files()
                 if label == "bundle"
                 else engine_gates(self.bundle, self.engines[label], self.threads)
             )
             self._records[label] = tuple(asked)
         return self._records[label]
+
+    def _of_files(self) -> Iterator[Record]:
+        """Ask the files; what is inside the programs falls to the question ``other``."""
+        sound = True
+        for record in bundle_gates(self.bundle):
+            sound &= (address(record).gate, record.verdict) != ("files", "fail")
+            yield record
+        if sound:
+            yield from program_gates(self.bundle, self.checkpoint)
 
     def answers(self, question: Question) -> tuple[Record, ...]:
         """Return the records that answer a question."""

@@ -67,9 +67,10 @@ class BundlePlugin:
             broken = cls(root, out_folder(config), None, [])
             broken.unreadable = str(error)
             return broken
-        engines, refusals = choose(bundle, names, config.getoption("--flashbulb-checkpoint"))
+        checkpoint = config.getoption("--flashbulb-checkpoint")
+        engines, refusals = choose(bundle, names, checkpoint)
         threads = max(1, config.getoption("--flashbulb-threads"))
-        return cls(root, out_folder(config), Inspection(bundle, engines, threads), refusals)
+        return cls(root, out_folder(config), Inspection(bundle, engines, threads, checkpoint), refusals)
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Offer the fixtures."""

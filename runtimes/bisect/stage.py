@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 FLOOR_DB = {"float32": 75.0, "float16": 60.0}
 """Least likeness of an operation's result to PyTorch's; sound ones have over 100 dB, or 70 where rounded."""
+SIMULATED_DB = 30.0
+"""The same in simulated float16, where sound components have 58 dB and more at their ends."""
 ENGINES = {"onnx": "onnx", "ort": "ort", "pte": "executorch", "mlpackage": "mil"}
 ERRORS = (AnatomyError, ProgramError, EngineError)
 
@@ -56,6 +58,8 @@ def bisect(
         if key not in references:
             references[key] = reference_of(bundle, found, artifact)
         yield record(bundle, artifact, references[key])
+        if artifact.format == "mlpackage" and artifact.precision == "float16":
+            yield simulated(bundle, artifact, references[key])
 
 
 def rewrite_of(artifact: Artifact) -> Rewrite:
@@ -98,6 +102,25 @@ def record(bundle: Bundle, artifact: Artifact, reference: Reference) -> SanityRe
     good = found.finding is None and found.compared > 0
     value = found.finding.snr_db if found.finding else None
     return sanity(gate, engine, good, words(artifact, found), value=value, threshold=floor, unit="dB")
+
+
+def simulated(bundle: Bundle, artifact: Artifact, reference: Reference) -> SanityRecord:
+    """Follow a Core ML program in simulated float16, and name the operation where it is lost."""
+    from flashbulb.runtimes.bisect import coreml
+    from flashbulb.runtimes.engines.mil.program import Program
+
+    gate, engine = f"bisect.{artifact.component}", "mil-fp16"
+    try:
+        listing, inputs = open_listing(bundle, artifact), golden_inputs(bundle, artifact)
+        values = coreml.values(Program.load(bundle.path(artifact), "fp16"), listing.nodes, inputs)
+        names = [s.name for s in artifact.outputs]
+        found = walk(listing.nodes, values, names, reference, SIMULATED_DB)
+    except ERRORS as error:
+        return sanity(gate, engine, False, f"{label(artifact)} cannot be followed in float16: {error}")
+    good = found.finding is None and found.compared > 0
+    value = found.finding.snr_db if found.finding else None
+    said = words(artifact, found)
+    return sanity(gate, engine, good, f"{said} (float16)", value=value, threshold=SIMULATED_DB, unit="dB")
 
 
 def _walk(

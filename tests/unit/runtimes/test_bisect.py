@@ -48,9 +48,9 @@ def bias(root: Path) -> np.ndarray[Any, Any]:
 @slow
 def test_sound_programs_depart_nowhere(programs: Path) -> None:
     records = found(programs)
-    assert {engine for engine, _ in records} == {"onnx", "ort", "executorch", "mil"}
+    assert {engine for engine, _ in records} == {"onnx", "ort", "executorch", "mil", "mil-fp16"}
     assert [r.sentence for r in records.values() if r.verdict != "pass"] == []
-    assert len(records) == 4 * 3
+    assert len(records) == 5 * 3
 
 
 @slow
@@ -73,7 +73,7 @@ def test_a_wrong_bias_is_named_by_operation_and_layer(
     assert data.count(old.tobytes()) == 1
     (copied / path).write_bytes(data.replace(old.tobytes(), new.tobytes()))
     resign(copied)
-    failed = [r for r in found(copied).values() if r.verdict == "fail"]
+    failed = [r for r in found(copied).values() if r.verdict == "fail" and r.engine != "mil-fp16"]
     assert len(failed) == 1
     assert failed[0].gate == "bisect.unet"
     assert f"expected {PLACE}" in failed[0].sentence
@@ -103,6 +103,21 @@ def test_a_wrong_activation_of_a_core_ml_program_is_named_and_its_twin_fails(
     verdicts = {r.gate: r.verdict for r in program_gates(bundle)}
     assert verdicts["twin.unet"] == "fail"
     assert verdicts["twin.text_encoder"] == verdicts["twin.vae_decoder"] == "pass"
+
+
+@slow
+def test_what_simulated_float16_loses_is_named_where_it_happens(
+    copied: Path, resign: Callable[[Path], Bundle]
+) -> None:
+    old = bias(copied).astype("<f2")
+    new = old.copy()
+    new[3] = 60000.0
+    path = copied / "coreml/unet.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    path.write_bytes(path.read_bytes().replace(old.tobytes(), new.tobytes()))
+    resign(copied)
+    record = found(copied)["mil-fp16", "unet"]
+    assert record.verdict == "fail"
+    assert f"expected {PLACE}" in record.sentence
 
 
 @slow
