@@ -1,0 +1,141 @@
+"""The whole loop through Android's own daemon, which runs here in a network namespace of its own.
+
+The daemon gives a root shell to whoever connects, so it may only run where nobody can: the namespace has a
+loopback device and nothing else, and the daemon is kept from sockets of the hypervisor.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flashbulb.runtimes.devices import qemu, toolchain
+from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.records import read_report
+
+pytest.importorskip("onnxruntime")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+PLACES = os.pathsep.join(["/usr/sbin", "/usr/lib/android-sdk/platform-tools"])
+SERIAL = "127.0.0.1:5555"
+LOOP = """
+set -u
+ip link set lo up
+mkdir -p "$1/data" "$1/home"
+export HOME="$1/home" TMPDIR="$1"
+[ -d /data ] && made="" || { mkdir /data && made=1; }
+mount -t tmpfs tmpfs /data && mkdir -p /data/local/tmp
+LD_PRELOAD="$2" "$3" >"$1/adbd.log" 2>&1 & daemon=$!
+tries=0
+until adb connect SERIAL 2>&1 | grep -q "connected to" || [ $((tries += 1)) = 100 ]; do :; done
+shift 3
+"$@"
+code=$?
+adb -s SERIAL shell -T ls /data/local/tmp | grep -q flashbulb && code=70
+adb kill-server
+kill $daemon
+umount /data; [ -z "$made" ] || rmdir /data
+exit $code
+""".replace("SERIAL", SERIAL)
+NO_VSOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <sys/socket.h>
+int socket(int domain, int type, int protocol) {
+  int (*next)(int, int, int) = (int (*)(int, int, int))dlsym(RTLD_NEXT, "socket");
+  if (domain != AF_VSOCK) return next(domain, type, protocol);
+  errno = EAFNOSUPPORT;
+  return -1;
+}
+"""
+
+
+def absent() -> str | None:
+    """Say what this machine lacks to run the daemon apart."""
+    if os.geteuid() != 0:
+        return "a namespace of one's own takes root"
+    for program in ("adb", "unshare", "ip", "cc"):
+        if shutil.which(program) is None:
+            return f"no {program}"
+    return None if daemon() else "no adbd: apt-get install adbd, of Debian's trixie or bookworm-backports"
+
+
+def daemon() -> str | None:
+    return shutil.which("adbd") or shutil.which("adbd", path=PLACES)
+
+
+@pytest.fixture(scope="module")
+def runners(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What would be pushed to a phone, except that the processor is imitated."""
+    if reason := absent() or qemu.missing():
+        pytest.skip(reason)
+    try:
+        program = toolchain.runner("ort")
+    except EngineError as error:
+        pytest.skip(f"no runtime for Arm here: {error}")
+    folder = tmp_path_factory.mktemp("runners")
+    shutil.copy(program, folder / "arm-ort")
+    for library in program.parent.glob("*.so*"):
+        shutil.copy(library, folder)
+    model = qemu.MODELS[1]
+    root = qemu._root(folder.parent, model)
+    words = f'exec {qemu._program()} -cpu {model.name} -L "{root}" ./arm-ort "$@"'
+    (folder / "flashbulb-ort").write_text(f"#!/bin/sh\n{words}\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(runners: Path, tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from flashbulb.export import stage
+    from flashbulb.export.backends import Ort
+
+    out = tmp_path_factory.mktemp("adbd") / "a bundle; with $(odd) 'name'"
+    return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=(Ort(),)))
+
+
+def through_the_daemon(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run `flashbulb` beside the daemon; exit code 70 when something was left on the device."""
+    (folder / "vsock.c").write_text(NO_VSOCK)
+    shim = folder / "vsock.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, folder / "vsock.c", "-ldl"], check=True)
+    start = ["unshare", "-nm", "bash", "-c", LOOP, "loop", str(folder), str(shim), str(daemon())]
+    return subprocess.run(
+        [*start, sys.executable, "-m", "flashbulb.apps.cli", *words],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT / ".src"), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1500,
+    )
+
+
+def test_push_judge_pull_and_clean_up(runners: Path, bundle: Path, tmp_path: Path):
+    words = ["--device", f"adb:{SERIAL}", "--runners", str(runners), "--engine", "ort", "--cases", "2"]
+    done = through_the_daemon(tmp_path, "check", str(bundle), *words, "--out", str(tmp_path / "check.json"))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    report = read_report(tmp_path / "check.json")
+    assert report.ok and report.device.kind == "adb" and report.device.attributes["serial"] == SERIAL
+    assert report.device.attributes["features"] == "neon,dotprod,fp16"
+    assert {r.gate for r in report.sanity if r.verdict == "pass"} >= {
+        "pushed",
+        "load",
+        "fused",
+        "device_files",
+    }
+    quantities = {r.quantity for r in report.parity if r.verdict == "pass"}
+    assert quantities == {"text_encoder", "unet", "vae_decoder", "generator", "x0", "image"}
+
+
+def test_a_device_that_is_not_there(runners: Path, bundle: Path, tmp_path: Path):
+    words = ["--device", "adb:127.0.0.1:5999", "--runners", str(runners), "--engine", "ort"]
+    done = through_the_daemon(tmp_path, "check", str(bundle), *words)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "looking for 127.0.0.1:5999" in " ".join(done.stderr.split())
