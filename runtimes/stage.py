@@ -123,6 +123,14 @@ class BenchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """Folder of optimum's own export of the same checkpoint, to be timed as the baseline."""
     prompt: str | None = None
     """Prompt to draw; by default the first golden one."""
+    device: str | None = None
+    """Time a phone, as 'adb:SERIAL'; an imitated processor says nothing of time."""
+    runners: str | None = None
+    """Folder with the phone's runners."""
+    cores: Literal["all", "big", "little"] = "all"
+    """Which cores of the phone to use: all, its fastest, or its slowest."""
+    cool_down_s: Annotated[float, msgspec.Meta(ge=0)] = 120.0
+    """Longest time to wait before each program until the phone is cool."""
     out: str | None = None
     """Write the report here as JSON."""
 
@@ -220,6 +228,8 @@ def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
     """
     bundle = read_bundle(config.bundle)
     verify(bundle)
+    if config.device:
+        return _bench_elsewhere(config, bundle, config.device, on_step)
     records: list[Record] = []
     chosen = _engines(bundle, config.engine, config.checkpoint, records)
     engines: list[Subject] = [e for e in chosen if e.timed or config.engine]
@@ -238,6 +248,30 @@ def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
         on_step=lambda what: _say(on_step, next(done), total, what),
     )
     return _report("bench", bundle, records, config.out)
+
+
+def _bench_elsewhere(config: BenchConfig, bundle: Bundle, word: str, on_step: OnStep | None) -> Report:
+    """Time the bundle's engines on a phone."""
+    from flashbulb.runtimes.devices import adb, timing
+    from flashbulb.runtimes.devices.check import chosen
+    from flashbulb.runtimes.devices.remote import Remote
+
+    kind, _, serial = word.partition(":")
+    if kind != "adb" or not serial:
+        raise ValueError(f"wanted a device to time as 'adb:SERIAL', got {word!r}")
+    effort = Effort(runs=config.runs, seconds=config.seconds)
+    with adb.phone(serial, config.runners) as launcher:
+        launcher.cores = timing.mask(launcher, config.cores)
+        records: list[Record] = [*adb.prepare(launcher, bundle, ("ort", "pte"))]
+        engines = chosen(bundle, config.engine)
+        for index, engine in enumerate(engines):
+            _say(on_step, index, len(engines), f"{engine.label} on {serial}")
+            remote = Remote(inner=engine, launcher=launcher)
+            records += timing.bench_phone(
+                bundle, remote, threads=config.threads or 1, effort=effort, cool_down_s=config.cool_down_s
+            )
+        records += adb.finish(launcher)
+        return _report("bench", bundle, records, config.out, adb.describe(launcher))
 
 
 def identity(bundle: Bundle) -> BundleIdentity:

@@ -43,11 +43,22 @@ class Phone(Launcher):
         self.shell, self.runners = shell, runners
         self.folder = f"{folder}/flashbulb-{secrets.token_hex(8)}"
         self.pushed: dict[str, str] = {}
+        self.cores: str | None = None
+        """Cores that runners may use, as ``taskset`` takes them; None for all."""
 
     def open(self, bundle: Bundle, artifact: Artifact, threads: int) -> Link:
         """Start a runner on a file that was pushed."""
         program = f"./flashbulb-{artifact.backend}"
-        words = ["env", "LD_LIBRARY_PATH=.", program, artifact.path, artifact.method or "-", str(threads)]
+        bound = ["taskset", self.cores] if self.cores else []
+        words = [
+            "env",
+            "LD_LIBRARY_PATH=.",
+            *bound,
+            program,
+            artifact.path,
+            artifact.method or "-",
+            str(threads),
+        ]
         command = self.shell.remote(words, folder=self.folder, errors=LOG)
         return Link(command, what=f"{artifact.backend} on {self.where}, {artifact.component}")
 

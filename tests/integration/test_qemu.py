@@ -55,8 +55,9 @@ def checked(bundle: Path) -> Report:
 def test_every_gate_passes_on_both_processors(checked: Report, bundle: Path):
     assert checked.ok, checked.failures
     labels = {f"{engine}@{cpu}" for engine in ("ort", "executorch") for cpu in CPUS}
-    across = {f"{label}~{platform.machine()}" for label in labels}
-    assert {r.engine for r in checked.parity} == labels | across
+    assert {r.engine for r in checked.parity} == labels | {
+        f"{label}~{platform.machine()}" for label in labels
+    }
     assert {r.engine for r in checked.sanity} == labels | {"bundle"}
     assert read_report(bundle.parent / "check.json") == checked
 
@@ -126,7 +127,9 @@ def test_int8_products_are_exact_with_and_without_the_dot_product(launcher: qemu
     with pytest.raises(EngineError, match=r"(?i)input"):
         link.run({"z": given}, ["y"])
     np.testing.assert_array_equal(link.run({"x": given}, ["y"])[0], found)
-    assert link.peak_rss_bytes() > 1 << 20
+    assert link.peak_rss_bytes() > link.hello.rss_bytes > 1 << 20
+    took = [link.last(), *link.time(3)]
+    assert len(took) == 4 and all(0 < t.cpu_ms <= 1.5 * t.wall_ms + 1 for t in took)
     link.close()
 
 

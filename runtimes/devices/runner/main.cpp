@@ -2,13 +2,14 @@
 //
 //     runner FILE METHOD THREADS
 //
-// It first writes `ready RUNTIME|ARCH|FEATURES|LOAD_US|RSS_BYTES` and then, for each request, either
-// `error WORDS` or `ok COUNT` with what the request is answered by. Lines end in \n; the bytes of a tensor
-// follow its line at once, little-endian.
+// It first writes `ready RUNTIME|ARCH|FEATURES|LOAD_US|RSS_BYTES`, memory being that before the model was
+// opened, and then, for each request, either `error WORDS` or `ok COUNT` with what the request is answered by.
+// Lines end in \n; the bytes of a tensor follow its line at once, little-endian.
 //
 //     run INPUTS OUTPUTS      INPUTS times `NAME DTYPE SIZE...` and its bytes, OUTPUTS times `NAME`
 //                             -> ok OUTPUTS, each as `NAME DTYPE SIZE...` and its bytes
 //     time COUNT              the last inputs again -> ok COUNT, each as `WALL_US CPU_US`
+//     last                    what the last `run` took -> ok 1, then `WALL_US CPU_US`
 //     memory                  -> ok 1, then `PEAK_RSS_BYTES`
 #include <sys/resource.h>
 #include <sys/utsname.h>
@@ -49,6 +50,17 @@ int64_t microseconds(clockid_t clock) {
   timespec now{};
   clock_gettime(clock, &now);
   return int64_t{now.tv_sec} * 1000000 + now.tv_nsec / 1000;
+}
+
+struct Duration {
+  int64_t wall = 0, cpu = 0;  // microseconds
+};
+
+template <typename Work>
+Duration timed(Work work) {
+  const int64_t wall = microseconds(CLOCK_MONOTONIC), cpu = microseconds(CLOCK_PROCESS_CPUTIME_ID);
+  work();
+  return {microseconds(CLOCK_MONOTONIC) - wall, microseconds(CLOCK_PROCESS_CPUTIME_ID) - cpu};
 }
 
 int64_t peak_rss_bytes() {
@@ -109,6 +121,7 @@ class Loop {
     words >> verb >> first >> second;
     if (verb == "run" && first <= kMostTensors && second <= kMostTensors) return run(first, second, in, out);
     if (verb == "time" && first <= kMostRuns) return time(first, out);
+    if (verb == "last") return static_cast<void>(out << "ok 1\n" << last_.wall << ' ' << last_.cpu << '\n');
     if (verb != "memory") throw std::runtime_error("no request " + verb);
     out << "ok 1\n" << peak_rss_bytes() << '\n';
   }
@@ -119,7 +132,8 @@ class Loop {
     outputs_.assign(outputs, "");
     for (size_t i = 0; i < inputs; ++i) inputs_.push_back(read_tensor(in));
     for (std::string& name : outputs_) std::getline(in, name);
-    const std::vector<Tensor> found = model_.run(inputs_, outputs_);
+    std::vector<Tensor> found;
+    last_ = timed([&] { found = model_.run(inputs_, outputs_); });
     out << "ok " << found.size() << '\n';
     for (const Tensor& tensor : found) write_tensor(out, tensor);
   }
@@ -127,10 +141,8 @@ class Loop {
   void time(size_t count, std::ostream& out) {
     std::ostringstream lines;
     for (size_t i = 0; i < count; ++i) {
-      const int64_t wall = microseconds(CLOCK_MONOTONIC), cpu = microseconds(CLOCK_PROCESS_CPUTIME_ID);
-      model_.run(inputs_, outputs_);
-      lines << microseconds(CLOCK_MONOTONIC) - wall << ' ' << microseconds(CLOCK_PROCESS_CPUTIME_ID) - cpu
-            << '\n';
+      const Duration took = timed([&] { model_.run(inputs_, outputs_); });
+      lines << took.wall << ' ' << took.cpu << '\n';
     }
     out << "ok " << count << '\n' << lines.str();
   }
@@ -138,6 +150,7 @@ class Loop {
   Model& model_;
   std::vector<Tensor> inputs_;
   std::vector<std::string> outputs_;
+  Duration last_;
 };
 
 void say_error(std::ostream& out, std::string words) {
@@ -147,7 +160,7 @@ void say_error(std::ostream& out, std::string words) {
 }
 
 int serve(const std::string& file, const std::string& method, int threads) {
-  const int64_t start = microseconds(CLOCK_MONOTONIC);
+  const int64_t start = microseconds(CLOCK_MONOTONIC), memory = peak_rss_bytes();
   std::unique_ptr<Model> model;
   try {
     model = open_model(file, method, threads);
@@ -158,7 +171,7 @@ int serve(const std::string& file, const std::string& method, int threads) {
   utsname name{};
   uname(&name);
   std::cout << "ready " << runtime() << '|' << name.machine << '|' << features() << '|'
-            << microseconds(CLOCK_MONOTONIC) - start << '|' << peak_rss_bytes() << '\n'
+            << microseconds(CLOCK_MONOTONIC) - start << '|' << memory << '\n'
             << std::flush;
   Loop loop(*model);
   for (std::string line; std::getline(std::cin, line);) {

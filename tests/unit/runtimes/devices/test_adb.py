@@ -12,12 +12,14 @@ from types import SimpleNamespace
 import pytest
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes.devices import adb
+from flashbulb.runtimes.devices import adb, timing
 from flashbulb.runtimes.devices.remote import Remote
 from flashbulb.runtimes.engines import Ort
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import engine_gates
-from flashbulb.runtimes.records import ParityRecord, SanityRecord
+from flashbulb.runtimes.latency import Effort
+from flashbulb.runtimes.records import LatencyRecord, ParityRecord, SanityRecord
+from flashbulb.runtimes.stage import BenchConfig, bench
 
 RUNNER = """#!{python}
 import os, pathlib, sys
@@ -33,7 +35,14 @@ i, o = sys.stdin.buffer, sys.stdout.buffer
 print("complaint of", component, file=sys.stderr, flush=True)
 o.write(b"ready numpy 1|aarch64|neon|1000|1000\\n"); o.flush()
 while line := i.readline():
-    _, inputs, outputs = line.split()
+    verb, *numbers = line.split()
+    if verb != b"run":
+        count = int(numbers[0]) if numbers else 1
+        times = [b"%d 900\\n" % (1000 + n) for n in range(count)]
+        o.write(b"ok %d\\n" % count + (b"9000000\\n" if verb == b"memory" else b"".join(times)))
+        o.flush()
+        continue
+    inputs, outputs = numbers
     given = []
     for _ in range(int(inputs)):
         name, dtype, *sizes = i.readline().decode().split()
@@ -170,6 +179,95 @@ def test_a_file_that_changed_on_the_device_is_found(phone: adb.Phone, bundle: Bu
     (Path(phone.folder) / "onnx/unet.ort").write_text("numpy generator")
     (kept,) = adb.finish(phone)
     assert kept.verdict == "fail" and "unet.ort" in kept.sentence
+
+
+@pytest.fixture
+def thermal(fake_adb: Path) -> Path:
+    """What the device says of its temperature: one status a line, each said once, the last for ever."""
+    program = fake_adb / "dumpsys"
+    said = fake_adb / "thermal"
+    program.write_text(
+        f'#!/bin/sh\necho "Thermal Status: $(head -n 1 "{said}")"\n'
+        f'[ $(wc -l < "{said}") -gt 1 ] && sed -i 1d "{said}"\nexit 0\n'
+    )
+    program.chmod(0o755)
+    return said
+
+
+def benched(
+    phone: adb.Phone, bundle: Bundle, cool_down_s: float = 60.0
+) -> list[LatencyRecord | SanityRecord]:
+    list(adb.prepare(phone, bundle, ("ort",)))
+    remote = Remote(inner=Ort(artifact_format="ort"), launcher=phone)
+    effort = Effort(runs=12, warmup=2, seconds=60)
+    return list(timing.bench_phone(bundle, remote, threads=2, effort=effort, cool_down_s=cool_down_s))
+
+
+def test_every_program_is_timed_by_its_runner(phone: adb.Phone, bundle: Bundle, thermal: Path):
+    thermal.write_text("0\n")
+    records = benched(phone, bundle)
+    assert [r.target for r in records if isinstance(r, LatencyRecord)] == list(world_components(bundle))
+    for record in records:
+        assert isinstance(record, LatencyRecord)
+        assert (record.load_ms, record.first_ms, record.runs, record.min_ms) == (1.0, 1.0, 12, 1.0)
+        assert record.p50_ms == pytest.approx(1.0015) and record.p99_ms <= 1.004
+        assert (record.baseline_rss_bytes, record.peak_rss_bytes) == (1000, 9_000_000)
+        assert record.ratio_to_eager is None and record.verdict == "pass"
+        assert "thermal status 0 before and 0 after" in record.sentence
+
+
+def world_components(bundle: Bundle) -> tuple[str, ...]:
+    return bundle.components("ort")
+
+
+def test_a_phone_that_got_warm_gives_no_figure(phone: adb.Phone, bundle: Bundle, thermal: Path):
+    thermal.write_text("0\n0\n2\n0\n")  # cool, before, after the first program; cool for the others
+    first, *others = benched(phone, bundle)
+    assert first.verdict == "fail" and "no figure" in first.sentence
+    assert all(record.verdict == "pass" for record in others)
+
+
+def test_a_warm_phone_is_waited_for(
+    phone: adb.Phone,
+    bundle: Bundle,
+    thermal: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):
+    monkeypatch.setattr(timing, "STEP_S", 0.01)
+    caplog.set_level("INFO")
+    thermal.write_text("3\n1\n0\n")
+    assert all(record.verdict == "pass" for record in benched(phone, bundle))
+    assert [line[line.index("(") :] for line in caplog.messages if "is warm" in line] == [
+        "(thermal status 3); waiting",
+        "(thermal status 1); waiting",
+    ]
+    thermal.write_text("3\n")
+    records = benched(phone, bundle, cool_down_s=0.0)
+    assert all(record.verdict == "fail" and "thermal status 3" in record.sentence for record in records)
+
+
+def test_kinds_of_cores(phone: adb.Phone):
+    lines = [
+        f"/sys/devices/system/cpu/cpu{n} {khz}" for n, khz in enumerate([1800] * 4 + [2400] * 3 + [2900])
+    ]
+    many = SimpleNamespace(where="x", shell=SimpleNamespace(run=lambda *a, **k: "\n".join(lines)))
+    assert [timing.mask(many, kind) for kind in ("all", "big", "little")] == [None, "80", "f"]  # type: ignore
+    one = SimpleNamespace(where="x", shell=SimpleNamespace(run=lambda *a, **k: "\n".join(lines[:4])))
+    with pytest.raises(EngineError, match=r"got cores of 1 kind\(s\); say all"):
+        timing.mask(one, "big")  # type: ignore
+
+
+def test_runners_are_bound_to_the_cores(phone: adb.Phone, bundle: Bundle, fake_adb: Path):
+    list(adb.prepare(phone, bundle, ("ort",)))
+    phone.cores = "1"
+    assert failures(judged(phone, bundle)) == []
+    assert "taskset 1 ./flashbulb-ort onnx/unet.ort" in (fake_adb / "asked").read_text()
+
+
+def test_an_emulator_is_not_timed(bundle: Bundle):
+    with pytest.raises(ValueError, match="wanted a device to time as 'adb:SERIAL', got 'qemu'"):
+        bench(BenchConfig(bundle=str(bundle.root), device="qemu"))
 
 
 def test_what_is_missing_is_told(fake_adb: Path, runners: Path, tmp_path: Path):

@@ -34,6 +34,8 @@ while line := i.readline():
             o.write(b" ".join([name, dtype, *sizes]) + b"\n" + data)
     elif verb == b"time":
         o.write(b"ok %d\n" % int(numbers[0]) + b"1500 2500\n" * int(numbers[0]))
+    elif verb == b"last":
+        o.write(b"ok 1\n7000 6000\n")
     else:
         o.write(b"ok 1\n4096\n")
     o.flush()
@@ -72,6 +74,7 @@ def test_the_greeting_and_the_figures():
     link = start(SOUND)
     assert link.hello == ("fake 1.0", "aarch64", ("neon", "dotprod"), 1.5, 2048)
     assert link.time(3) == [(1.5, 2.5)] * 3
+    assert link.last() == (7.0, 6.0)
     assert link.peak_rss_bytes() == 4096
     link.close()
 
