@@ -19,6 +19,9 @@ from mutants.judge import Verdict
 from mutants.table import summary, write
 from mutants.worker import Task, Unsound, judge_all
 
+EVERY = 20
+"""Verdicts between two reports."""
+
 
 def arguments() -> argparse.Namespace:
     """Read the command line."""
@@ -33,6 +36,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="chooses the places of the faults")
     parser.add_argument("--out", type=Path, default=Path("runs/mutation"), help="folder of the report")
+    parser.add_argument("--sample", type=int, default=0, help="most faults per kind, format and component")
     return parser.parse_args()
 
 
@@ -41,15 +45,24 @@ def donors(words: Iterable[str]) -> dict[str, Path]:
     return {kind: Path(path) for kind, _, path in (word.partition("=") for word in words)}
 
 
-def told(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """Print each verdict as it comes."""
+def told(verdicts: Iterable[Verdict], options: argparse.Namespace, start: float) -> list[Verdict]:
+    """Print each verdict as it comes, and write the report again after every few."""
     found = []
     for verdict in verdicts:
         found.append(verdict)
         word = "SURVIVED" if verdict.survived else "equivalent" if verdict.equivalent else "caught"
         gates = ", ".join(verdict.gates) or "-"
         print(f"{word:10} {verdict.seconds:6.2f} s  {verdict.name}: {verdict.about}  [{gates}]", flush=True)
+        if len(found) % EVERY == 0:
+            write(found, head(options, start), options.out)
+    write(found, head(options, start), options.out)
     return found
+
+
+def head(options: argparse.Namespace, start: float) -> dict[str, Any]:
+    """Say what a report is about."""
+    seconds = round(time.time() - start)
+    return {"bundle": options.bundle.name, "seed": options.seed, "seconds of this run": seconds}
 
 
 def main() -> int:
@@ -59,17 +72,14 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
     task = Task(options.bundle, work, donors(options.donor), options.seed, options.checkpoint)
     try:
-        found = told(judge_all(task, options.faults))
+        found = told(judge_all(task, options.faults, options.sample), options, start)
     except Unsound as error:
         print(error, file=sys.stderr)
         return 2
-    head: dict[str, Any] = {"bundle": options.bundle.name, "seed": options.seed}
-    head["seconds"] = round(time.time() - start)
-    write(found, head, options.out)
     total = summary(found)
     print(
         f"{total['planted']} faults: {total['caught']} caught, {total['equivalent']} equivalent, "
-        f"{len(total['survived'])} survived; {head['seconds']} s; {options.out / 'mutation.md'}"
+        f"{len(total['survived'])} survived; {time.time() - start:.0f} s; {options.out / 'mutation.md'}"
     )
     missed = total["unsigned"] - total["unsigned_caught_by_hashes"]
     return 1 if total["survived"] or missed or not found else 0

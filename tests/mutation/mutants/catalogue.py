@@ -10,6 +10,7 @@ import msgspec
 
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle, read_bundle
+from flashbulb.runtimes.engines import Eager
 from mutants.bundles import golden_faults, optimum_faults, tokenizer_faults
 from mutants.constants import constant_faults
 from mutants.delegates import delegate_faults
@@ -22,6 +23,7 @@ from mutants.onnx_view import OnnxView
 from mutants.ort_view import OrtView
 from mutants.packages import package_faults
 from mutants.pte_view import PteView
+from mutants.students import Pairs, embeddings, student_faults
 from mutants.view import View
 
 
@@ -37,19 +39,23 @@ def opener(artifact: Artifact) -> Callable[[Path], Any]:
     return lambda root: openers[artifact.format](root / artifact.path)
 
 
-def catalogue(root: Path, donors: Mapping[str, Path], seed: int = 0) -> list[Fault]:
+def catalogue(
+    root: Path, donors: Mapping[str, Path], seed: int = 0, checkpoint: str | None = None
+) -> list[Fault]:
     """List the faults of a bundle; the same for the same seed.
 
     Args:
         root: folder of the bundle.
         donors: kind of fault -> a bundle of the same shapes that its files come from.
         seed: chooses the places.
+        checkpoint: where the bundle's checkpoint is, if not where it was at export.
     """
     bundle = read_bundle(root)
     found: list[Fault] = []
+    folded = _folded(bundle, checkpoint)
     for artifact in bundle.manifest.artifacts:
         planter = Planter(artifact.format, artifact.component, seed)
-        _artifact(planter, root, artifact)
+        _artifact(planter, bundle, artifact, folded)
         for kind, donor in donors.items():
             if artifact.format != "pte" or artifact.component == "unet":
                 donated(planter, kind, donor, artifact)
@@ -57,10 +63,19 @@ def catalogue(root: Path, donors: Mapping[str, Path], seed: int = 0) -> list[Fau
     return found + _rest(bundle, seed)
 
 
-def _artifact(planter: Planter, root: Path, artifact: Artifact) -> None:
-    open_ = opener(artifact)
+def _folded(bundle: Bundle, checkpoint: str | None) -> Pairs:
+    """Compute time embeddings, where the checkpoint is here."""
+    eager = Eager(checkpoint=checkpoint)
+    if eager.missing() or eager.serves(bundle):
+        return []
+    return embeddings(eager.open(bundle), bundle.manifest.sampling.folded_timestep)
+
+
+def _artifact(planter: Planter, bundle: Bundle, artifact: Artifact, folded: Pairs) -> None:
+    root, open_ = bundle.root, opener(artifact)
     view = open_(root)
     constant_faults(planter, open_, view)
+    student_faults(planter, open_, view, bundle.manifest.sampling.one_step, folded)
     if artifact.component == "generator":
         if artifact.format == "onnx":
             wiring_faults(planter, open_, view)

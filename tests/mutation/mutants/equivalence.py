@@ -106,7 +106,8 @@ def _onnx(path: Path) -> str:
     contract = [v.SerializeToString() for v in (*view.model.graph.input, *view.model.graph.output)]
     outputs = [o.name for o in view.model.graph.output]
     opsets = [o.SerializeToString() for o in view.model.opset_import]
-    return _digest(contract, opsets, graph(view, outputs, lambda i: _attributes(view, i), {}))
+    ways = sorted((n.op, [a.SerializeToString() for a in n.ref.attribute]) for n in view.decoders)
+    return _digest(contract, opsets, ways, graph(view, outputs, lambda i: _attributes(view, i), {}))
 
 
 def _ort(path: Path) -> str:
@@ -117,7 +118,8 @@ def _ort(path: Path) -> str:
     body = model.table(7) if model else None
     assert body is not None
     outputs = body.texts(6)
-    return _digest(view.inputs, outputs, graph(view, outputs, lambda i: _attributes(view, i), {}))
+    ways = sorted((n.op, [(a.text(0), a.number(4, "q")) for a in n.ref.tables(10)]) for n in view.decoders)
+    return _digest(view.inputs, outputs, ways, graph(view, outputs, lambda i: _attributes(view, i), {}))
 
 
 def _attributes(view: Any, index: int) -> object:

@@ -12,10 +12,12 @@ import msgspec
 from flashbulb.export import verify
 from flashbulb.export.artifact import file_sha256
 from flashbulb.export.bundle import Bundle, BundleError, read_bundle
+from flashbulb.runtimes import program_gates
 from flashbulb.runtimes.engines import Executorch, Mil, Ort
 from flashbulb.runtimes.engines.base import Engine
 from flashbulb.runtimes.gates import bundle_gates, engine_gates, file_gate
 from flashbulb.runtimes.records import ParityRecord, SanityRecord
+from flashbulb.runtimes.source_gates import floor_gate
 from flashbulb.runtimes.stage import available, named
 from mutants.equivalence import canonical
 from mutants.fault import Fault
@@ -72,6 +74,8 @@ class Judge:
         self._digests = {(base / n).stat().st_ino: file_sha256(base / n) for n in self.overlay.names}
         self._shapes: dict[str, str | None] = {}
         verify.file_sha256 = self._sha256
+        self._eager = available(self.clean, checkpoint)["eager"] is None
+        remember(program_gates)
 
     def _sha256(self, path: Path) -> str:
         """Return a file's digest; a file that is still the clean bundle's own was read before."""
@@ -85,7 +89,7 @@ class Judge:
             if fmt in held:
                 inner = FORMATS[fmt]
                 found += inner.variants(self.clean) if isinstance(inner, Mil) else [inner]
-        if "eager" in formats and available(self.clean, self.checkpoint)["eager"] is None:
+        if "eager" in formats and self._eager:
             found.append(named("eager", self.checkpoint))
         return [Reusing(inner=e, memory=self.memory) for e in found]
 
@@ -155,11 +159,19 @@ class Judge:
         except BundleError as error:
             yield SanityRecord(gate="manifest", engine="bundle", verdict="fail", sentence=str(error))
             return
+        found: list[Record] = []
+        for record in self._opened(bundle, formats, fault):
+            found.append(record)
+            yield record
+        if (floors := floor_gate(found)) is not None:
+            yield floors
+
+    def _opened(self, bundle: Bundle, formats: Iterable[str], fault: Fault | None) -> Iterator[Record]:
         for record in bundle_gates(bundle):
             yield record
-            if (record.gate, record.verdict) == ("files", "fail"):  # type: ignore[union-attr]
+            if isinstance(record, SanityRecord) and (record.gate, record.verdict) == ("files", "fail"):
                 return
-        yield from program_records(bundle, fault, self.checkpoint)
+        yield from program_gates.program_gates(concerned(bundle, fault), self.checkpoint)
         for engine in self.engines(formats):
             yield from engine_gates(bundle, engine, 1)
 
@@ -182,19 +194,34 @@ class Judge:
         return self._shapes[path]
 
 
-def program_records(bundle: Bundle, fault: Fault | None, checkpoint: str | None) -> Iterator[Any]:
-    """Ask the gates that read programs without running them, where this flashbulb has them."""
-    try:
-        from flashbulb.runtimes.program_gates import program_gates  # type: ignore[import-not-found]
-    except ModuleNotFoundError:
-        return
-    if fault is not None and fault.format in FORMATS:
-        kept = tuple(a for a in bundle.manifest.artifacts if a.format == fault.format)
-        kept = tuple(a for a in kept if a.format == "pte" or fault.component in ("", a.component))
-        bundle = msgspec.structs.replace(
-            bundle, manifest=msgspec.structs.replace(bundle.manifest, artifacts=kept)
-        )
-    yield from program_gates(bundle, checkpoint)
+def concerned(bundle: Bundle, fault: Fault | None) -> Bundle:
+    """Return the bundle with only those artifacts that a fault touched: the others are still clean."""
+    if fault is None or fault.format not in FORMATS:
+        return bundle
+    kept = tuple(a for a in bundle.manifest.artifacts if a.format == fault.format)
+    kept = tuple(a for a in kept if a.format == "pte" or fault.component in ("", a.component))
+    return msgspec.structs.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, artifacts=kept))
+
+
+def remember(gates: Any) -> None:
+    """Let the gates of programs open one checkpoint once, and not again for each fault."""
+    opened: dict[bytes, Any] = {}
+    tensors: dict[bytes, Any] = {}
+    open_source, sources = gates.open_source, gates.sources
+
+    def open_once(bundle: Bundle, checkpoint: str | None) -> Any:
+        key = msgspec.json.encode((bundle.manifest.source, checkpoint))
+        if key not in opened:
+            opened[key] = open_source(bundle, checkpoint)
+        return opened[key]
+
+    def sources_once(checkpoint: Any, step: Any, components: Iterable[str]) -> Any:
+        key = msgspec.json.encode((str(checkpoint.path), step, tuple(components)))
+        if key not in tensors:
+            tensors[key] = sources(checkpoint, step, tuple(components))
+        return tensors[key]
+
+    gates.open_source, gates.sources = open_once, sources_once
 
 
 def column(record: Record) -> str:

@@ -31,9 +31,10 @@ class OnnxView(View):
         self.nodes = [
             Node(n.op_type, tuple(n.input), tuple(n.output), n) for n in graph.node if not self._decodes(n)
         ]
+        self.join_codes()
 
     def _decodes(self, node: Any) -> bool:
-        return node.op_type == "Cast" and node.input[0] in self.tensors
+        return node.op_type == "Cast" and node.input[0] in self.tensors and node.input[0].endswith(".half")
 
     def _add(self, name: str, tensor: Any) -> None:
         from onnx import numpy_helper

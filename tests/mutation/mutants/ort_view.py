@@ -33,6 +33,7 @@ class OrtView(View):
         self.nodes = [
             Node(t.text(5), tuple(t.texts(8)), tuple(t.texts(9)), t) for t in _ordered(graph.tables(2))
         ]
+        self.join_codes()
 
     def _add(self, tensor: Table) -> None:
         name, kind = tensor.text(0), TYPES.get(tensor.number(3, "i"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -183,7 +184,8 @@ def _offsets(planter: Planter, open_: Open, view: MlpackageView) -> None:
     for name, value in view.immediates.items():
         if value.WhichOneof("value") == "blobFileValue" and view.consts[name].size >= 8:
             places.setdefault(value.type.SerializeToString(deterministic=True), []).append(name)
-    pairs = [names[:2] for names in places.values() if len(names) > 1 and _differ(view, names)]
+    every = (pair for names in places.values() for pair in itertools.pairwise(names))
+    pairs = [pair for pair in every if _differ(view, pair)]
     for one, other in planter.pick("offsets-swapped", pairs, 1):
 
         def edit(view: Any, one: str = one, other: str = other) -> None:
@@ -193,8 +195,8 @@ def _offsets(planter: Planter, open_: Open, view: MlpackageView) -> None:
         planter.add("offsets-swapped", f"offsets of {one} and {other} swapped", planted(open_, edit))
 
 
-def _differ(view: MlpackageView, names: list[str]) -> bool:
-    one, other = (view.consts[n].values.read() for n in names[:2])
+def _differ(view: MlpackageView, names: tuple[str, str]) -> bool:
+    one, other = (view.consts[n].values.read() for n in names)
     return not np.array_equal(one, other)
 
 

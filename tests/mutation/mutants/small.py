@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,15 +26,56 @@ class Recipe(NamedTuple):
         return f"{self.encoding}-{self.prediction.partition('_')[0]}-{self.seed}"
 
 
-def write_sd() -> Callable[..., Path]:
-    """Return the function that writes the random checkpoints of all tests."""
+def builders() -> Any:
+    """Return the module that writes the random checkpoints of all tests."""
     spec = importlib.util.spec_from_file_location("flashbulb_tests_conftest", CONFTEST)
     assert spec
     assert spec.loader
     found = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(found)
-    write: Callable[..., Path] = found.write_sd
-    return write
+    return found
+
+
+def write_least(out: Path) -> Path:
+    """Write the smallest checkpoint with every kind of part: one block of each, 16 x 16 pixels."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    known = builders()
+    torch.manual_seed(0)
+    tokenizer = known.build_tokenizer(out.with_name(f".{out.name}.bpe"), 24)
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(16, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=16,
+            scaling_factor=0.5,
+        ),
+        text_encoder=known.build_text_encoder(tokenizer, 24),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlock2D",),
+            up_block_types=("CrossAttnUpBlock2D",),
+            mid_block_type=None,
+            block_out_channels=(32,),
+            layers_per_block=1,
+            attention_head_dim=2,
+            norm_num_groups=8,
+            cross_attention_dim=32,
+        ),
+        scheduler=DDIMScheduler(**known.scheduler_config("v_prediction")),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out, safe_serialization=True)
+    return out
 
 
 def make(recipe: Recipe, folder: Path) -> Path:
@@ -45,7 +85,7 @@ def make(recipe: Recipe, folder: Path) -> Path:
         return out
     sticker = recipe.prediction == "v_prediction"
     sizes: dict[str, Any] = {"channels": 16, "tokens": 24} if sticker else {}
-    plain = write_sd()(
+    plain = builders().write_sd(
         folder / f".{recipe.name}.checkpoint", prediction_type=recipe.prediction, seed=recipe.seed, **sizes
     )
     return export(compressed(plain, recipe.encoding), out, recipe)

@@ -59,6 +59,8 @@ class View:
         self.consts: dict[str, Const] = {}
         self.nodes: list[Node] = []
         self.inputs: tuple[str, ...] = ()
+        self.decoders: list[Node] = []
+        """What turns codes into weights, in front of those that take them."""
 
     def attributes(self, index: int) -> dict[str, Any]:
         """Return the attributes of an operation, where the format has such."""
@@ -67,6 +69,21 @@ class View:
     def save(self) -> None:
         """Replace the files."""
         raise NotImplementedError
+
+    def join_codes(self) -> None:
+        """Take codes, their table or steps, and the nodes that decode them, for one constant."""
+        for codes in [n for n in self.consts if n.endswith(".codes")]:
+            name = codes.removesuffix(".codes")
+            parts = {
+                p: self.consts.pop(f"{name}.{p}").values
+                for p in ("lut", "scale")
+                if f"{name}.{p}" in self.consts
+            }
+            held = self.consts.pop(codes)
+            self.consts[name] = Const(name, held.values, held.shape, **parts)
+            made = {name, f"{name}.wide", f"{name}.index"}
+            self.decoders += [n for n in self.nodes if n.outputs[0] in made]
+            self.nodes = [n for n in self.nodes if n.outputs[0] not in made]
 
     def of(self, *ops: str) -> Iterator[tuple[int, Node]]:
         """Yield the operations of some kinds with their numbers."""

@@ -6,7 +6,8 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import msgspec
 
 from mutants.judge import Verdict
 
-MOST_SECONDS = 120.0
+MOST_SECONDS = 600.0
 """Longest that one fault may take."""
 MOST_START_SECONDS = 900.0
 """Longest that the clean bundle may take."""
@@ -41,7 +42,7 @@ def serve(task: Task, pipe: Connection) -> None:
     from mutants.judge import Judge
 
     logging.disable(logging.WARNING)
-    faults = catalogue(task.base, task.donors, task.seed)
+    faults = catalogue(task.base, task.donors, task.seed, task.checkpoint)
     pipe.send([tuple(f)[:5] for f in faults])
     judge = Judge(task.base, task.work, task.checkpoint)
     pipe.send(judge.sound())
@@ -52,8 +53,10 @@ def serve(task: Task, pipe: Connection) -> None:
 class Worker:
     """A process that judges; started again when it dies."""
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
+    def __init__(
+        self, task: Task, target: Callable[[Task, Connection], None] = serve, method: str = "spawn"
+    ) -> None:
+        self.task, self.target, self.context = task, target, multiprocessing.get_context(method)
         self.faults: list[tuple[str, ...]] = []
         self.start()
 
@@ -63,9 +66,8 @@ class Worker:
         Raises:
             Unsound: when the clean bundle fails, with the sentences.
         """
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(self.task, theirs), daemon=True)
+        self.pipe, theirs = self.context.Pipe()
+        self.process: Any = self.context.Process(target=self.target, args=(self.task, theirs), daemon=True)  # type: ignore[attr-defined]
         self.process.start()
         theirs.close()
         self.faults = self._receive(MOST_START_SECONDS)
@@ -115,13 +117,45 @@ def died(fault: Sequence[str], words: str, seconds: float) -> Verdict:
     )
 
 
-def judge_all(task: Task, wanted: Sequence[str]) -> Iterator[Verdict]:
-    """Judge every fault whose name holds one of some words; all of them where there are none."""
+def judge_all(task: Task, wanted: Sequence[str], sample: int = 0) -> Iterator[Verdict]:
+    """Judge faults, those first that were judged before and are kept beside the overlay.
+
+    Args:
+        task: what to work on.
+        wanted: parts of names; all where there are none.
+        sample: most faults of one kind, format and component; 0 for all.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    known, kept = {}, task.work.with_name("verdicts.jsonl")
+    if kept.is_file():
+        known = {v.name: v for v in map(_verdict, kept.read_bytes().splitlines())}
     worker = Worker(task)
     try:
-        for number, fault in enumerate(worker.faults):
-            if not wanted or any(word in fault[0] for word in wanted):
-                yield worker.judge(number)
+        for number, fault in _turns(worker.faults, wanted, sample):
+            if fault[0] in known and known[fault[0]].about == fault[4]:
+                yield known[fault[0]]
+                continue
+            verdict = worker.judge(number)
+            with kept.open("ab") as stream:
+                stream.write(msgspec.json.encode(verdict) + b"\n")
+            yield verdict
     finally:
         worker.stop()
+
+
+def _verdict(line: bytes) -> Verdict:
+    return msgspec.json.decode(line, type=Verdict)
+
+
+def _turns(
+    faults: Sequence[tuple[str, ...]], words: Sequence[str], sample: int
+) -> list[tuple[int, tuple[str, ...]]]:
+    """Order faults so that the first ones are of every kind and format, for a run that is stopped."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    ranked = []
+    for number, fault in enumerate(faults):
+        group = fault[1:3] if not sample else fault[1:4]
+        counts[group] += 1
+        if (not words or any(word in fault[0] for word in words)) and (not sample or counts[group] <= sample):
+            ranked.append((counts[group], number, fault))
+    return [(number, fault) for _, number, fault in sorted(ranked)]

@@ -1,0 +1,8 @@
+"""The suite is a program of its own beside the tests; here it is put on the path."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))

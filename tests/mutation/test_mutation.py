@@ -1,0 +1,231 @@
+"""A short sample of the mutation suite, and of its own workings.
+
+The whole run is ``python tests/mutation/run.py --bundle BUNDLE``.
+"""
+
+from __future__ import annotations
+
+import os
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from mutants.catalogue import catalogue
+from mutants.fault import Fault
+from mutants.judge import Judge, Verdict
+from mutants.overlay import Overlay
+from mutants.small import compressed, write_least
+from mutants.table import markdown, summary
+from mutants.worker import Task, Worker, died
+
+from flashbulb.export.bundle import read_bundle
+from flashbulb.export.verify import check_files
+from flashbulb.runtimes import program_gates
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("coremltools")
+
+SAMPLE = (
+    "onnx/unet/weight-bit/3", "onnx/unet/eps/0", "onnx/vae_decoder/channel-order/0",
+    "onnx/unet/condition-cut/1", "onnx/unet/gelu-mode/0", "ort/unet/qk-swapped/0",
+    "ort/vae_decoder/picture-range/0",
+    "ort/text_encoder/code-bit/0", "ort/unet/truncated/0", "mlpackage/unet/lut-bit/2",
+    "mlpackage/unet/code-bit/0",
+    "mlpackage/text_encoder/scale-bit/2", "mlpackage/unet/eps/0", "mlpackage/unet/gelu-mode/0",
+    "mlpackage/vae_decoder/pads/0", "mlpackage/text_encoder/offsets-swapped/0", "tokenizer/merges/3",
+    "golden/golden-vector/2", "manifest/sigma/0", "manifest/latent-scale/1", "manifest/thresholds/0",
+)  # fmt: skip
+"""Faults that must be caught, one of each kind."""
+SAME = ("onnx/unet/same-program/0", "mlpackage/unet/same-program/0", "tokenizer/same-program/0")
+"""Changes that are none."""
+METHODS = (
+    "weight-bit/3",
+    "eps/0",
+    "gelu-mode/0",
+    "pads/0",
+    "op-replaced/0",
+    "bias-dropped/0",
+    "condition-cut/0",
+)
+"""Faults of the methods of a `.pte`."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compressed(write_least(tmp_path_factory.mktemp("mutation") / "checkpoint"), "mixed")
+
+
+def exported(checkpoint: Path, name: str, *backends: Any) -> Path:
+    from flashbulb.export.stage import ExportConfig, run
+
+    out = checkpoint.with_name(name)
+    return run(ExportConfig(checkpoint=str(checkpoint), out=str(out), backends=backends))
+
+
+@pytest.fixture(scope="module")
+def bundle(checkpoint: Path) -> Path:
+    from flashbulb.export.backends import Coreml, Ort
+
+    return exported(checkpoint, "bundle", Ort(generator=False, optimum=False), Coreml(generator=False))
+
+
+@pytest.fixture(scope="module")
+def faults(bundle: Path) -> dict[str, Fault]:
+    return {f.name: f for f in catalogue(bundle, {})}
+
+
+@pytest.fixture(scope="module")
+def judge(bundle: Path) -> Judge:
+    found = Judge(bundle, bundle.with_name("overlay"))
+    assert found.sound() == []
+    return found
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_fault_is_caught_by_a_gate_and_without_a_new_signature_by_its_hash(
+    judge: Judge, faults: dict[str, Fault], name: str
+) -> None:
+    verdict = judge.judge(faults[name])
+    assert verdict.caught, verdict
+    assert "died" not in verdict.gates
+    assert not verdict.equivalent
+    assert verdict.hashes is (None if name.startswith("manifest") else True)
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_a_program_that_is_the_same_is_known_as_such(
+    judge: Judge, faults: dict[str, Fault], name: str
+) -> None:
+    verdict = judge.judge(faults[name])
+    assert verdict.equivalent, verdict
+    assert not verdict.survived
+
+
+def test_a_fault_that_no_gate_asks_about_survives(
+    judge: Judge, faults: dict[str, Fault], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program_gates, "program_gates", lambda *_: iter(()))
+    verdict = judge.judge(faults["onnx/unet/weight-bit/3"])
+    assert verdict.survived, verdict
+
+
+def test_every_kind_of_the_issue_is_planted(faults: dict[str, Fault]) -> None:
+    kinds = {f.kind for f in faults.values()}
+    assert kinds >= {
+        "weight-bit", "weight-value", "lut-bit", "scale-bit", "code-bit", "eps", "gelu-mode", "pads", "axis",
+        "transpose-flag", "channels-swapped", "qk-swapped", "heads-swapped", "bias-dropped", "condition-cut",
+        "merges", "vocabulary", "timestep", "sigma", "latent-scale", "picture-range", "truncated",
+        "reordered", "thresholds", "contract",
+    }  # fmt: skip
+    assert len(faults) > 200
+    assert len({f.name for f in faults.values()}) == len(faults)
+
+
+def test_places_are_those_of_the_seed(bundle: Path, faults: dict[str, Fault]) -> None:
+    assert [f.about for f in catalogue(bundle, {})] == [f.about for f in faults.values()]
+    assert [f.about for f in catalogue(bundle, {}, seed=1)] != [f.about for f in faults.values()]
+
+
+def test_a_bundle_is_mended_after_each_fault_and_never_written_to(bundle: Path, judge: Judge) -> None:
+    check_files(read_bundle(bundle))
+    check_files(read_bundle(judge.overlay.root))
+
+
+def test_a_bundle_is_signed_anew_for_what_changed(bundle: Path, tmp_path: Path) -> None:
+    overlay = Overlay(bundle, bundle.with_name("signed"))
+    path = overlay.root / "onnx/unet.ort"
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data + b"x")
+    assert overlay.changed() == ["onnx/unet.ort"]
+    with pytest.raises(ValueError, match=r"unet\.ort"):
+        check_files(read_bundle(overlay.root))
+    overlay.sign()
+    check_files(read_bundle(overlay.root))
+    overlay.restore()
+    assert overlay.changed() == []
+
+
+@pytest.mark.slow
+def test_faults_of_executorch_programs_are_caught(checkpoint: Path) -> None:
+    pytest.importorskip("executorch")
+    from flashbulb.export.backends import Executorch
+
+    backend = Executorch(generator=False, allow_dequantized=True)
+    bundle = exported(checkpoint, "programs", backend)
+    judge = Judge(bundle, bundle.with_name("overlay-programs"))
+    assert judge.sound() == []
+    known = {f.name: f for f in catalogue(bundle, {})}
+    names = [n for n in known if n.startswith("pte/unet/") and n.endswith(METHODS)]
+    assert len(names) == len(METHODS)
+    verdicts = [judge.judge(known[n]) for n in (*names, "pte/unet/offsets-swapped/0")]
+    assert [v.name for v in verdicts if v.survived or v.equivalent or "died" in v.gates] == []
+    same = [judge.judge(f) for n, f in known.items() if "/same-program/" in n and f.format == "pte"]
+    assert same
+    assert all(v.equivalent for v in same)
+
+
+FAULTS = [
+    ("a/0", "a", "onnx", "unet", "one"),
+    ("b/0", "b", "pte", "", "two"),
+    ("c/0", "c", "ort", "", "three"),
+]
+
+
+def dying(task: Task, pipe: Connection) -> None:
+    pipe.send(FAULTS)
+    pipe.send([])
+    while (number := pipe.recv()) is not None:
+        if number == 1:
+            os.kill(os.getpid(), 11)
+        pipe.send(msgspec.json.encode(died(FAULTS[number], "judged", 0.0)))
+
+
+def test_a_process_that_dies_is_a_verdict_and_the_next_fault_is_judged(tmp_path: Path) -> None:
+    worker = Worker(Task(tmp_path, tmp_path, {}, 0, None), dying, "fork")
+    try:
+        verdicts = [worker.judge(i) for i in range(3)]
+    finally:
+        worker.stop()
+    assert [v.gates["died"].partition(" (")[0] for v in verdicts] == [
+        "judged",
+        "the process died with -11",
+        "judged",
+    ]
+
+
+def verdict(name: str, **fields: Any) -> Verdict:
+    fmt, kind, _ = name.split("/")
+    return Verdict(name=name, kind=kind, format=fmt, component="", about="it", **fields)
+
+
+def test_the_table_counts_and_names_the_only_gate() -> None:
+    found = [
+        verdict("onnx/eps/0", gates={"weights": "w", "load": "l"}, hashes=True),
+        verdict("onnx/eps/1", gates={"weights": "w"}, hashes=True),
+        verdict("ort/pads/0", hashes=False),
+        verdict("ort/same/0", equivalent=True, identical=True, hashes=True),
+    ]
+    total = summary(found)
+    assert (total["planted"], total["caught"], total["equivalent"]) == (4, 2, 1)
+    assert total["survived"] == ["ort/pads/0"]
+    assert (total["unsigned"], total["unsigned_caught_by_hashes"]) == (4, 3)
+    assert total["gates"] == {"weights": {"caught": 2, "alone": 1}, "load": {"caught": 1, "alone": 0}}
+    text = markdown(found, {"bundle": "b"})
+    assert "| `onnx/eps/1` | x | X |  | caught |" in text
+    assert "| `ort/pads/0` | **missed** |  |  | survived |" in text
+
+
+def test_decoded_values_are_what_counts_and_not_their_codes() -> None:
+    from mutants.equivalence import decoded
+    from mutants.view import Const, Store
+
+    def table(codes: list[int], lut: list[float]) -> Const:
+        stores = [Store(lambda x=x: np.array(x), lambda a: None) for x in (codes, lut)]
+        return Const("w", stores[0], (len(codes),), lut=stores[1])
+
+    assert decoded(table([0, 1, 1], [2.0, 3.0, 9.0])) == decoded(table([1, 0, 0], [3.0, 2.0, 7.0]))
+    assert decoded(table([0, 1, 1], [2.0, 3.0])) != decoded(table([0, 1, 0], [2.0, 3.0]))
