@@ -76,7 +76,7 @@ def read_structure(root: Path, artifact: Artifact) -> Structure | None:
         return None
     try:
         found = msgspec.json.decode(read_small(path, MOST_BYTES), type=Structure)
-    except (OSError, UntrustedError, msgspec.DecodeError) as error:
+    except (OSError, UntrustedError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise AnatomyError(f"wanted a structure record in {path.name}, got: {error}") from error
     if found.schema_version != 1:
         raise AnatomyError(f"wanted a structure record of schema 1, got {found.schema_version}")

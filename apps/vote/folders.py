@@ -179,7 +179,7 @@ def _named_prompts(file: Path) -> dict[str, str]:
             lines = [line for line in file.read_bytes().splitlines() if line.strip()]
             decoded = [msgspec.json.decode(line, type=_Line) for line in lines]
             named = {line.file_name: line.text for line in decoded}
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         wanted = (
             '{"NAME": "prompt", ...}' if file.suffix == ".json" else '{"file_name": ..., "text": ...} a line'
         )

@@ -77,6 +77,6 @@ class Ledger:
         try:
             msgspec.json.decode(rest, type=Vote)
             os.write(self._descriptor, b"\n")
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             log.warning("%s: its last line was cut off and is taken away", self.file)
             os.ftruncate(self._descriptor, len(content) - len(rest))

@@ -258,5 +258,5 @@ class Handler(BaseHTTPRequestHandler):
 def _decode(body: bytes) -> Ballot:
     try:
         return msgspec.json.decode(body, type=Ballot)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error

@@ -89,7 +89,7 @@ def parse_votes(content: bytes, file: Path) -> list[Vote]:
         return votes
     try:
         return [*votes, msgspec.json.decode(rest, type=Vote)]
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         log.warning("%s: its last line was cut off and is left out", file)
         return votes
 
@@ -118,7 +118,7 @@ def standing(votes: Iterable[Vote]) -> list[Vote]:
 def _vote(line: bytes, file: Path, number: int) -> Vote:
     try:
         vote = msgspec.json.decode(line, type=Vote)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(
             f"{file}, line {number}: {error}; wanted one vote a line, "
             'at least {"left": "A", "right": "B", "choice": "left"}'

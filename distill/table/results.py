@@ -94,7 +94,7 @@ def load(folder: Path) -> list[Result]:
     for file in sorted(folder.glob("*.json")):
         try:
             found.append(msgspec.json.decode(file.read_bytes(), type=Result))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ValueError(
                 f"{file}: wanted a result of the table; {error}; delete it to run it anew"
             ) from error

@@ -58,7 +58,7 @@ def read_record(file: Path) -> StageRecord | None:
         return None
     try:
         record = msgspec.json.decode(file.read_bytes(), type=StageRecord)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     return record if record.schema_version == SCHEMA_VERSION else None
 

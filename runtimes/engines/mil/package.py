@@ -79,7 +79,7 @@ def _root_model(root: Path) -> str:
     try:
         manifest = msgspec.json.decode(_bounded(path, MAX_MANIFEST_BYTES), type=_Manifest)
         return manifest.item_info_entries[manifest.root_model_identifier].path
-    except (msgspec.DecodeError, KeyError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as error:
         raise ProgramError(f"wanted a manifest that names the model of {root.name}, got: {error}") from error
 
 
