@@ -6,7 +6,7 @@ What is not there is said in a record of its own, which is no pass.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.export.anatomy import AnatomyError
@@ -18,7 +18,7 @@ from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.opening import label, open_listing, open_source
-from flashbulb.runtimes.records import SanityRecord
+from flashbulb.runtimes.records import SanityRecord, Verdict
 from flashbulb.runtimes.source_gates import checkpoint_gates, rule_gates
 from flashbulb.runtimes.sources import Sources, sources
 from flashbulb.runtimes.weights import judge_weights
@@ -27,12 +27,15 @@ OPEN_ERRORS = (AnatomyError, ProgramError, EngineError, OSError)
 SHOWN_PROBLEMS = 3
 
 
-def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[SanityRecord]:
+def program_gates(
+    bundle: Bundle, checkpoint: str | None = None, backends: Collection[str] = ()
+) -> Iterator[SanityRecord]:
     """Judge every artifact's structure and weights, then what else follows from the checkpoint.
 
     Args:
         bundle: whose files have the recorded hashes.
         checkpoint: where its source is, if not where it was at export.
+        backends: judge only the programs of these; none for all.
     """
     yield from rule_gates(bundle)
     found, reason = open_source(bundle, checkpoint)
@@ -40,7 +43,8 @@ def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[San
     if found:
         yield from checkpoint_gates(bundle, found)
         wanted = sources(found, bundle.manifest.sampling.one_step, found.components())
-    for artifact in bundle.manifest.artifacts:
+    chosen = [a for a in bundle.manifest.artifacts if not backends or a.backend in backends]
+    for artifact in chosen:
         try:
             listing, recorded = open_listing(bundle, artifact), read_structure(bundle.root, artifact)
         except OPEN_ERRORS as error:
@@ -53,7 +57,8 @@ def program_gates(bundle: Bundle, checkpoint: str | None = None) -> Iterator[San
             yield from _twin(bundle, artifact, listing, wanted, found)
     if reason:
         words = f"no weight, tokenizer or schedule could be held to the checkpoint: {reason}"
-        yield SanityRecord(gate="weights", engine="bundle", verdict="skip", sentence=words)
+        verdict: Verdict = "skip" if checkpoint is None else "fail"  # a checkpoint that was named must be it
+        yield SanityRecord(gate="weights", engine="bundle", verdict=verdict, sentence=words)
 
 
 def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | None) -> SanityRecord:

@@ -175,7 +175,8 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
     sound = not any(isinstance(r, SanityRecord) and (r.gate, r.verdict) == ("files", "fail") for r in records)
     if sound:
         _say(on_step, 1, total, "structure and weights")
-        records += program_gates(bundle, config.checkpoint)
+        chosen_backends = {e.backend for e in engines if config.engine}
+        records += program_gates(bundle, config.checkpoint, chosen_backends)
     for index, engine in enumerate(engines if sound else []):
         _say(on_step, index + 2, total, engine.label)
         records += engine_gates(bundle, engine, _threads(config.threads))
@@ -183,7 +184,7 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
         from flashbulb.runtimes.bisect.stage import bisect
 
         _say(on_step, len(engines) + 2, total, "bisect")
-        records += bisect(bundle, config.checkpoint, {e.backend for e in engines if config.engine})
+        records += bisect(bundle, config.checkpoint, chosen_backends)
     if (floors := floor_gate(records)) is not None:
         records.append(floors)
     if baseline and sound:

@@ -24,6 +24,15 @@ def read(path: Path, file_format: str, method: str | None = None) -> Listing:
     Raises:
         AnatomyError: when the file is damaged or of another kind.
     """
+    try:
+        return _read(path, file_format, method)
+    except AnatomyError:
+        raise
+    except (ValueError, IndexError, KeyError, OverflowError) as error:  # numbers that point nowhere
+        raise AnatomyError(f"wanted a sound program in {path.name}, got: {error}; export it again") from error
+
+
+def _read(path: Path, file_format: str, method: str | None) -> Listing:
     if file_format == "onnx":
         from flashbulb.export.anatomy.onnx import read_onnx
 

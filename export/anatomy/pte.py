@@ -154,6 +154,7 @@ class _Reader:
                 self.lines[f"instruction {place}"] = f"{kind} {table.integer(0)} {table.integer(1)}"
         ends = (f"{self.plan.array(3, '<i4').tolist()}", f"{self.plan.array(4, '<i4').tolist()}")
         self.lines["(inputs)"], self.lines["(outputs)"] = ends
+        self.lines["(memory)"] = f"{self.plan.array(8, '<i8').tolist()}"
         used = {i for n in self.nodes for i in n.inputs}
         constants = {n: c for n, c in self.constants.items() if n in used}
         return Listing(nodes=arrange(self.nodes), constants=constants, lines=self.lines)
@@ -176,7 +177,9 @@ class _Reader:
         order, buffer = table.array(3, "|u1").tolist(), table.integer(5, "I")
         if dtype not in DTYPES:
             raise AnatomyError(f"wanted {name} of a type in {sorted(DTYPES)}, got {dtype}")
-        self.lines[name] = f"tensor {DTYPES[dtype]}{list(shape)} order {order}"
+        place = table.table(6)
+        planned = [place.integer(n, "I") for n in range(3)] if place else []
+        self.lines[name] = f"tensor {DTYPES[dtype]}{list(shape)} order {order} memory {planned}"
         if buffer:
             load = partial(self._constant, buffer, DTYPES[dtype], shape)
             self.constants[name] = Constant(load)

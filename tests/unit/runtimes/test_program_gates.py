@@ -215,6 +215,37 @@ def test_without_the_checkpoint_weights_cannot_be_judged(copied: Path) -> None:
     assert "could be held to the checkpoint" in found[0].sentence
 
 
+def test_a_named_checkpoint_must_be_the_bundles(programs: Path, tiny_sd: Path) -> None:
+    found = [r for r in program_gates(read_bundle(programs), str(tiny_sd)) if r.gate == "weights"]
+    assert [r.verdict for r in found] == ["fail"]
+    assert "that the bundle was exported from" in found[0].sentence
+
+
+def test_only_the_programs_of_some_backends_are_judged(programs: Path) -> None:
+    found = program_gates(read_bundle(programs), None, ["executorch"])
+    assert {r.gate.rpartition(".")[2] for r in found if r.gate.startswith("weights")} == {"pte"}
+
+
+@pytest.mark.parametrize(("name", "method"), [("onnx/unet.ort", None), ("executorch/model.pte", "unet")])
+def test_damaged_bytes_of_a_program_end_in_an_error_of_ours(
+    programs: Path, tmp_path: Path, name: str, method: str | None
+) -> None:
+    from flashbulb.export.anatomy import AnatomyError, read
+
+    data, random = (programs / name).read_bytes(), np.random.default_rng(0)
+    path, refused = tmp_path / Path(name).name, 0
+    for _ in range(60):
+        damaged = bytearray(data)
+        for place in random.integers(0, min(len(data), 200_000), 8):
+            damaged[place] = int(random.integers(256))
+        path.write_bytes(damaged)
+        try:
+            read(path, path.suffix[1:], method)
+        except AnatomyError:
+            refused += 1
+    assert refused > 0
+
+
 def test_a_bundle_without_records_says_so(copied: Path) -> None:
     import json
 
