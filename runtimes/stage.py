@@ -79,7 +79,8 @@ class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     threads: Threads = 0
     """Threads; 0 takes all cores, and one where a slowdown is timed."""
     device: str | None = None
-    """Run on another machine: 'qemu' for two imitated Arm processors, 'adb:SERIAL' for a phone."""
+    """Run on another machine: 'qemu' for two imitated Arm processors, 'adb:SERIAL' or 'ios:UDID' for
+    a phone."""
     runners: str | None = None
     """Folder with the device's runners, where they cannot be made here."""
     cases: Annotated[int, msgspec.Meta(ge=2)] | None = None
@@ -202,6 +203,8 @@ def _check_elsewhere(config: CheckConfig, bundle: Bundle, word: str, on_step: On
 
     if config.baseline:
         raise ValueError(f"wanted --baseline or --device, got both; {word} is compared with this machine")
+    if word.startswith("ios:"):
+        return _check_ios(config, bundle, word.removeprefix("ios:"))
     engines = chosen(bundle, config.engine)
     with open_device(word, config.runners) as place:
         total, done = len(engines) * len(place.launchers) + 1, 0
@@ -218,6 +221,17 @@ def _check_elsewhere(config: CheckConfig, bundle: Bundle, word: str, on_step: On
     if config.summary:
         publish(markdown(report), Path(config.summary))
     return report
+
+
+def _check_ios(config: CheckConfig, bundle: Bundle, udid: str) -> Report:
+    """Let the benchmark app on a device of Apple run the bundle's Core ML programs."""
+    from flashbulb.runtimes.devices import ios
+
+    records: list[Record] = [*bundle_gates(bundle)]
+    if any(r.verdict == "fail" for r in records):
+        return _report("check", bundle, records, config.out)
+    found = ios.check(bundle, udid, identity(bundle).manifest_sha256, cases=config.cases)
+    return _report("check", bundle, [*records, *found.records], config.out, found.device)
 
 
 def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:

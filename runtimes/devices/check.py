@@ -53,7 +53,7 @@ def open_device(word: str, runners: str | None = None) -> AbstractContextManager
         return _qemu()
     if kind == "adb" and which:
         return _adb(which, runners)
-    raise ValueError(f"wanted a device as 'qemu' or 'adb:SERIAL', got {word!r}")
+    raise ValueError(f"wanted a device as 'qemu', 'adb:SERIAL' or 'ios:UDID', got {word!r}")
 
 
 def chosen(bundle: Bundle, engine: str | None) -> list[Ort | Executorch]:
