@@ -199,39 +199,16 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
 
 def _check_elsewhere(config: CheckConfig, bundle: Bundle, word: str, on_step: OnStep | None) -> Report:
     """Hold the bundle's engines to their gates on another machine."""
-    from flashbulb.runtimes.devices.check import chosen, device_gates, open_device
+    from flashbulb.runtimes.devices.check import Wanted, check_device
 
     if config.baseline:
         raise ValueError(f"wanted --baseline or --device, got both; {word} is compared with this machine")
-    if word.startswith("ios:"):
-        return _check_ios(config, bundle, word.removeprefix("ios:"))
-    engines = chosen(bundle, config.engine)
-    with open_device(word, config.runners) as place:
-        total, done = len(engines) * len(place.launchers) + 1, 0
-        _say(on_step, done, total, "files, tokenizer, noise, constants")
-        records: list[Record] = [*bundle_gates(bundle)]
-        if not any(r.verdict == "fail" for r in records):
-            records += place.prepare(bundle)
-            for launcher in place.launchers:
-                for engine in engines:
-                    _say(on_step, done := done + 1, total, f"{engine.label} on {launcher.where}")
-                    records += device_gates(bundle, place, launcher, engine, config.cases)
-            records += place.finish()
-        report = _report("check", bundle, records, config.out, place.describe())
+    wanted = Wanted(config.engine, config.runners, config.cases, identity(bundle).manifest_sha256)
+    found = check_device(bundle, word, wanted, lambda *step: _say(on_step, *step))
+    report = _report("check", bundle, found.records, config.out, found.device)
     if config.summary:
         publish(markdown(report), Path(config.summary))
     return report
-
-
-def _check_ios(config: CheckConfig, bundle: Bundle, udid: str) -> Report:
-    """Let the benchmark app on a device of Apple run the bundle's Core ML programs."""
-    from flashbulb.runtimes.devices import ios
-
-    records: list[Record] = [*bundle_gates(bundle)]
-    if any(r.verdict == "fail" for r in records):
-        return _report("check", bundle, records, config.out)
-    found = ios.check(bundle, udid, identity(bundle).manifest_sha256, cases=config.cases)
-    return _report("check", bundle, [*records, *found.records], config.out, found.device)
 
 
 def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
@@ -267,26 +244,12 @@ def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
 
 def _bench_elsewhere(config: BenchConfig, bundle: Bundle, word: str, on_step: OnStep | None) -> Report:
     """Time the bundle's engines on a phone."""
-    from flashbulb.runtimes.devices import adb, timing
-    from flashbulb.runtimes.devices.check import chosen
-    from flashbulb.runtimes.devices.remote import Remote
+    from flashbulb.runtimes.devices.timing import Wanted, bench_device
 
-    kind, _, serial = word.partition(":")
-    if kind != "adb" or not serial:
-        raise ValueError(f"wanted a device to time as 'adb:SERIAL', got {word!r}")
-    effort = Effort(runs=config.runs, seconds=config.seconds)
-    with adb.phone(serial, config.runners) as launcher:
-        launcher.cores = timing.mask(launcher, config.cores)
-        records: list[Record] = [*adb.prepare(launcher, bundle, ("ort", "pte"))]
-        engines = chosen(bundle, config.engine)
-        for index, engine in enumerate(engines):
-            _say(on_step, index, len(engines), f"{engine.label} on {serial}")
-            remote = Remote(inner=engine, launcher=launcher)
-            records += timing.bench_phone(
-                bundle, remote, threads=config.threads or 1, effort=effort, cool_down_s=config.cool_down_s
-            )
-        records += adb.finish(launcher)
-        return _report("bench", bundle, records, config.out, adb.describe(launcher))
+    effort, threads = Effort(runs=config.runs, seconds=config.seconds), config.threads or 1
+    wanted = Wanted(config.engine, config.runners, config.cores, threads, effort, config.cool_down_s)
+    found = bench_device(bundle, word, wanted, lambda *step: _say(on_step, *step))
+    return _report("bench", bundle, found.records, config.out, found.device)
 
 
 def identity(bundle: Bundle) -> BundleIdentity:

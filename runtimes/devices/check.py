@@ -7,17 +7,18 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes.devices import adb, qemu
+from flashbulb.runtimes.devices import adb, ios, qemu
 from flashbulb.runtimes.devices.agreement import agreement
 from flashbulb.runtimes.devices.remote import Launcher, Remote
 from flashbulb.runtimes.engines import Executorch, Ort
 from flashbulb.runtimes.engines.base import EngineError
-from flashbulb.runtimes.gates import engine_gates, sanity
-from flashbulb.runtimes.records import Device, ParityRecord, SanityRecord
+from flashbulb.runtimes.gates import bundle_gates, engine_gates, sanity
+from flashbulb.runtimes.records import Device, LatencyRecord, ParityRecord, SanityRecord
 
 ENGINES = (Ort(artifact_format="ort"), Executorch())
 """What runs elsewhere: the files that apps load."""
 Records = Iterator[SanityRecord | ParityRecord]
+Say = Callable[[int, int, str], None]
 
 
 class Place(NamedTuple):
@@ -35,6 +36,58 @@ class Place(NamedTuple):
     """Look at the device once more when all is done."""
     cases: int | None = None
     """How many golden cases it runs where nothing else is said; None for all."""
+
+
+class Wanted(NamedTuple):
+    """What is asked of a device."""
+
+    engine: str | None
+    """One engine, or all that there are files for."""
+    runners: str | None
+    """Folder with the runners for it, where they cannot be made here."""
+    cases: int | None
+    """Golden cases to run; None for the device's own number."""
+    manifest_sha256: str
+    """Digest of the bundle's manifest."""
+
+
+class Found(NamedTuple):
+    """What came of a device."""
+
+    records: list[SanityRecord | ParityRecord | LatencyRecord]
+    device: Device | None
+    """None when none was asked, because the files are not those that were exported."""
+
+
+def check_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
+    """Judge the files of a bundle, and then its engines on a device.
+
+    Args:
+        bundle: what to judge.
+        word: ``qemu``, ``adb:SERIAL`` or ``ios:UDID``.
+        wanted: what is asked.
+        say: called with the parts done, their number, and the next one.
+
+    Raises:
+        ValueError: for an unknown device, listing the known.
+        EngineError: when it cannot be opened, or has nothing to run.
+    """
+    found = Found([*bundle_gates(bundle)], None)
+    if any(record.verdict == "fail" for record in found.records):
+        return found
+    if word.startswith("ios:"):
+        say(0, 1, word)
+        answer = ios.check(bundle, word.removeprefix("ios:"), wanted.manifest_sha256, cases=wanted.cases)
+        return Found([*found.records, *answer.records], answer.device)
+    engines = chosen(bundle, wanted.engine)
+    with open_device(word, wanted.runners) as place:
+        found.records.extend(place.prepare(bundle))
+        pairs = [(launcher, engine) for launcher in place.launchers for engine in engines]
+        for index, (launcher, engine) in enumerate(pairs):
+            say(index, len(pairs), f"{engine.label} on {launcher.where}")
+            found.records.extend(device_gates(bundle, place, launcher, engine, wanted.cases))
+        found.records.extend(place.finish())
+        return Found(found.records, place.describe())
 
 
 def open_device(word: str, runners: str | None = None) -> AbstractContextManager[Place]:

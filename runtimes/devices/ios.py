@@ -242,7 +242,8 @@ def _judge(bundle: Bundle, record: ParityRecord) -> ParityRecord:
     else:
         least = max(gate.minimum_db for gate in gates)
         good = record.finite and (record.exact or (value is not None and value >= least))
-        shown = "equal" if record.exact else "not finite" if value is None else f"{value:.1f} dB"
+        shown = "equal" if record.exact else "no value" if value is None else f"{value:.1f} dB"
+        shown = shown if record.finite else "not finite"
         words = f"{shown}, wanted {least:.1f} dB"
     return msgspec.structs.replace(
         record, threshold_db=least, verdict="pass" if good else "fail", sentence=f"{where}: {words}"

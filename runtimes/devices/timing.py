@@ -10,13 +10,15 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
+from flashbulb.runtimes.devices import adb
 from flashbulb.runtimes.devices.adb import THERMAL, Phone
+from flashbulb.runtimes.devices.check import Found, Say, chosen
 from flashbulb.runtimes.devices.remote import Remote
 from flashbulb.runtimes.devices.wire import Link, Timing
 from flashbulb.runtimes.engines.base import EngineError, fitted
@@ -29,6 +31,48 @@ log = logging.getLogger(__name__)
 Cores = Literal["all", "big", "little"]
 STEP_S = 5.0
 """Time between two looks at a device that cools."""
+
+
+class Wanted(NamedTuple):
+    """What is asked of a phone."""
+
+    engine: str | None
+    """One engine, or all that there are files for."""
+    runners: str | None
+    """Folder with the runners for it."""
+    cores: Cores
+    """Which cores to use."""
+    threads: int
+    """Threads of one run."""
+    effort: Effort
+    """How long to measure."""
+    cool_down_s: float
+    """Longest time to wait until the phone is cool."""
+
+
+def bench_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
+    """Time the engines of a bundle on a phone, ``adb:SERIAL``.
+
+    Raises:
+        ValueError: for another word: an imitated processor says nothing of time.
+        EngineError: when the phone cannot be opened, or has nothing to run.
+    """
+    kind, _, serial = word.partition(":")
+    if kind != "adb" or not serial:
+        raise ValueError(f"wanted a device to time as 'adb:SERIAL', got {word!r}")
+    engines = chosen(bundle, wanted.engine)
+    with adb.phone(serial, wanted.runners) as launcher:
+        launcher.cores = mask(launcher, wanted.cores)
+        found = Found([*adb.prepare(launcher, bundle, ("ort", "pte"))], None)
+        for index, engine in enumerate(engines):
+            say(index, len(engines), f"{engine.label} on {serial}")
+            remote = Remote(inner=engine, launcher=launcher)
+            effort, patience_s = wanted.effort, wanted.cool_down_s
+            found.records.extend(
+                bench_phone(bundle, remote, threads=wanted.threads, effort=effort, cool_down_s=patience_s)
+            )
+        found.records.extend(adb.finish(launcher))
+        return Found(found.records, adb.describe(launcher))
 
 
 def bench_phone(

@@ -179,8 +179,8 @@ def test_the_commands(xcrun: Path, coreml: Bundle):
 
 CHANGES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "below": (lambda r: r.update(snr_db=59.0, psnr_db=59.0), "59.0 dB, wanted 60.0 dB"),
-    "not finite": (lambda r: r.update(finite=False), "wanted 60.0 dB"),
-    "no value": (lambda r: r.update(snr_db=None, psnr_db=None), "not finite, wanted 60.0 dB"),
+    "not finite": (lambda r: r.update(finite=False), "not finite, wanted 60.0 dB"),
+    "no value": (lambda r: r.update(snr_db=None, psnr_db=None), "no value, wanted 60.0 dB"),
     "another metric": (lambda r: r.update(metric="psnr_db"), "no such golden case or threshold"),
     "another precision": (lambda r: r.update(precision="float16"), "no such golden case or threshold"),
     "another prompt": (lambda r: r.update(prompt="nothing"), "no such golden case"),
