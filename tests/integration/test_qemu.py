@@ -67,9 +67,6 @@ def test_both_kinds_of_kernel_were_there_and_nothing_was_timed(checked: Report):
     assert checked.device.attributes == {"cortex-a53": "neon", "cortex-a76": "neon,dotprod,fp16"}
     shown = [r for r in checked.sanity if r.gate == "processor"]
     assert len(shown) == 4 and all(r.verdict == "pass" for r in shown)
-    timed = msgspec.to_builtins(checked) | {"latency": [{}]}
-    with pytest.raises(msgspec.ValidationError):
-        msgspec.convert(timed, Report)
 
 
 def test_a_changed_weight_is_found_against_pytorch(bundle: Path, tmp_path: Path):
