@@ -124,7 +124,7 @@ def test_int8_products_are_exact_with_and_without_the_dot_product(launcher: qemu
     with pytest.raises(EngineError, match=r"(?i)input"):
         link.run({"z": given}, ["y"])
     np.testing.assert_array_equal(link.run({"x": given}, ["y"])[0], found)
-    assert link.peak_rss_bytes() > link.hello.rss_bytes > 1 << 20
+    assert link.peak_rss_bytes() >= link.hello.rss_bytes > 1 << 20
     took = [link.last(), *link.time(3)]
     assert len(took) == 4 and all(0 < t.cpu_ms <= 1.5 * t.wall_ms + 1 for t in took)
     link.close()
