@@ -1,0 +1,251 @@
+"""Diffusion models as diffusers and transformers write them, converted without our rewrites, agree with PyTorch.
+
+Every node of the packages is also held to coremltools itself: what it infers from the same inputs
+(`value_inference`), the constants that it reads, and the weights that it decompresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from flashbulb.runtimes.engines.mil import Program
+from flashbulb.runtimes.engines.mil.constants import Constant
+from flashbulb.runtimes.engines.mil.plan import OPSETS, _Planner
+
+ct = pytest.importorskip("coremltools")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        os.environ.get("FLASHBULB_SLOW_TESTS") != "1",
+        reason="minutes of conversions: FLASHBULB_SLOW_TESTS=1 runs them",
+    ),
+]
+Arrays = dict[str, np.ndarray]
+Made = tuple[nn.Module, dict[str, torch.Tensor]]
+
+
+class Calls(nn.Module):
+    """A module that calls a function of a model."""
+
+    def __init__(self, model: nn.Module, call: Callable[..., torch.Tensor]) -> None:
+        super().__init__()
+        self.model, self.call = model, call
+
+    def forward(self, *arguments: torch.Tensor) -> torch.Tensor:
+        return self.call(self.model, *arguments)
+
+
+def unet() -> Made:
+    from diffusers import UNet2DConditionModel
+
+    model = UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), attention_head_dim=8, norm_num_groups=8,
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), cross_attention_dim=32,
+    )  # fmt: skip
+    given = {
+        "z": torch.randn(1, 4, 8, 8), "t": torch.tensor([999.0]), "text": torch.randn(1, 12, 32),
+    }  # fmt: skip
+    return Calls(model, lambda m, z, t, text: m(z, t, text, return_dict=False)[0]), given
+
+
+def kl() -> Made:
+    from diffusers import AutoencoderKL
+
+    model = AutoencoderKL(
+        block_out_channels=(8, 16), latent_channels=4, norm_num_groups=4, sample_size=32,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    return Calls(model, lambda m, z: m.decode(z, return_dict=False)[0]), {"z": torch.randn(1, 4, 8, 8)}
+
+
+def taesd() -> Made:
+    from diffusers import AutoencoderTiny
+
+    sizes = {n: (16, 16, 16, 16) for n in ("encoder_block_out_channels", "decoder_block_out_channels")}
+    model = AutoencoderTiny(**sizes, num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))
+    return Calls(model, lambda m, z: m.decode(z, return_dict=False)[0]), {"z": torch.randn(1, 4, 8, 8)}
+
+
+def clip() -> Made:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=200, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=24, eos_token_id=199, attn_implementation="eager",
+    )  # fmt: skip
+    ids = torch.randint(0, 199, (1, 24), dtype=torch.int32)
+    return Calls(CLIPTextModel(config), lambda m, ids: m(ids, return_dict=False)[0]), {"ids": ids}
+
+
+MODELS = {"unet": unet, "kl": kl, "taesd": taesd, "clip": clip}
+
+
+def convert(make: Callable[[], Made], target: str, precision: Any) -> tuple[Any, Arrays, np.ndarray]:
+    """Return the Core ML model, its inputs and what PyTorch makes of them."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model, inputs = make()
+        model.eval()
+        wanted = model(*inputs.values()).numpy()
+        traced = torch.jit.trace(model, tuple(inputs.values()), check_trace=False)
+    with contextlib.redirect_stderr(io.StringIO()):
+        found = ct.convert(
+            traced,
+            convert_to="mlprogram",
+            inputs=[
+                ct.TensorType(name=n, shape=x.shape, dtype=np.int32 if x.dtype == torch.int32 else np.float32)
+                for n, x in inputs.items()
+            ],
+            outputs=[ct.TensorType(name="y", dtype=np.float32)],
+            minimum_deployment_target=getattr(ct.target, target),
+            compute_precision=precision,
+            skip_model_load=True,
+        )
+    return found, {n: x.numpy() for n, x in inputs.items()}, wanted
+
+
+def psnr_and_snr_db(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float]:
+    """Return decibels against the largest magnitude, and against the mean power."""
+    noise = max(1e-30, float(((found.astype(np.float64) - wanted) ** 2).mean()))
+    return (
+        float(10 * np.log10(np.abs(wanted).max() ** 2 / noise)),
+        float(10 * np.log10((wanted.astype(np.float64) ** 2).mean() / noise)),
+    )
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+def test_an_fp32_twin_agrees_and_so_does_each_of_its_nodes(name: str, tmp_path: Path) -> None:
+    for target in ("iOS18",) if name in ("kl", "taesd") else ("iOS16", "iOS18"):
+        model, given, wanted = convert(MODELS[name], target, ct.precision.FLOAT32)
+        path = tmp_path / f"{target}.mlpackage"
+        model.save(str(path))
+        program, seen = Program.load(path), dict(given)
+        found = program.predict(given, watch=lambda op, n, v: seen.setdefault(n, v.numpy().copy()))["y"]
+        decibels = psnr_and_snr_db(found, wanted)
+        print(name, target, "PSNR %.1f dB, SNR %.1f dB" % decibels)
+        assert min(decibels) >= 110
+        judged, worst = judge_nodes(model, seen)
+        print(name, target, judged.total(), "nodes of", len(judged), "types, worst error", worst)
+        assert judged.total() >= 20
+        assert worst < 2e-5
+
+
+def mil_function(model: Any) -> Any:
+    """Read a package back by coremltools' own reader."""
+    from coremltools.converters.mil.frontend.milproto import load
+
+    spec = model.get_spec()
+    program = load.load(spec, spec.specificationVersion, model.weights_dir)
+    return next(iter(program.functions.values()))
+
+
+def judge_nodes(model: Any, seen: Arrays) -> tuple[Counter[str], float]:
+    """Let coremltools infer every node that it can from the inputs that the interpreter had.
+
+    Returns:
+        how often which operation was judged, and the worst error, of each tensor's largest magnitude.
+    """
+    function, judged, worst = mil_function(model), Counter[str](), 0.0
+    for op in function.operations:
+        if op.op_type == "const" or op.op_type.startswith("constexpr") or len(op.outputs) != 1:
+            continue
+        if op.outputs[0].name not in seen or (wanted := inferred(op, seen, function.opset_version)) is None:
+            continue
+        got = seen[op.outputs[0].name].astype(np.float64)
+        assert got.shape == np.shape(wanted), op
+        size = max(1e-6, float(np.abs(wanted).max()))
+        worst = max(worst, float(np.abs(got - np.asarray(wanted, np.float64)).max()) / size)
+        judged[op.op_type] += 1
+    return judged, worst
+
+
+def inferred(op: Any, seen: Arrays, opset: Any) -> Any:
+    """Build an operation again from constants; None where coremltools infers nothing."""
+    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - as coremltools spells it
+    from coremltools.converters.mil.mil import Function
+
+    def value(var: Any) -> Any:
+        if isinstance(var, list | tuple):
+            return [value(v) for v in var]
+        found = seen[var.name] if var.name in seen else var.val
+        return bool(found) if isinstance(found, np.bool_) else found  # numpy's own functions refuse the other
+
+    given = {name: value(var) for name, var in op.inputs.items() if var is not None}
+    parts = [g for v in given.values() for g in (v if isinstance(v, list) else [v])]
+    if any(p is None for p in parts):
+        return None
+    with Function({"unused": mb.placeholder(shape=(1,))}, opset_version=opset):
+        return getattr(mb, op.op_type)(**given).val
+
+
+def compressed(model: Any, how: str) -> Any:
+    from coremltools.optimize import coreml as cto
+
+    configs: dict[str, Any] = {
+        "palette": cto.OpPalettizerConfig(nbits=4, weight_threshold=64),
+        "int8": cto.OpLinearQuantizerConfig(weight_threshold=64),
+        "sparse": cto.OpMagnitudePrunerConfig(target_sparsity=0.5, weight_threshold=64),
+    }
+    configs["int4"] = cto.OpLinearQuantizerConfig(
+        dtype="int4", granularity="per_block", block_size=8, weight_threshold=64
+    )
+    apply = {"palette": cto.palettize_weights, "sparse": cto.prune_weights}
+    with contextlib.redirect_stderr(io.StringIO()):
+        config = cto.OptimizationConfig(global_config=configs[how])
+        return apply.get(how, cto.linear_quantize_weights)(model, config)
+
+
+@pytest.mark.parametrize("target", ["iOS16", "iOS18"])
+def test_every_constant_is_what_coremltools_reads_and_decompresses(target: str, tmp_path: Path) -> None:
+    plain, _, _ = convert(unet, target, ct.precision.FLOAT16)
+    kinds = ["palette", "int8", "sparse", *(["int4"] if target == "iOS18" else [])]
+    for model in (plain, *(compressed(plain, kind) for kind in kinds)):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.mlpackage"
+        model.save(str(path))
+        package = Program.load(path, low_memory=True).package
+        function = package.functions["main"]
+        planner, scope = _Planner(package.weights, OPSETS[function.opset], True, True), {}
+        inputs = [planner.bind(scope, n) for n in function.inputs]
+        planner.block(function.block, scope, inputs)
+        count = compare_constants(mil_function(model), scope)
+        print(target, path.name, dict(count))
+        assert count["const"] > 100
+        assert model is plain or sum(n for kind, n in count.items() if kind != "const") > 10
+
+
+def compare_constants(function: Any, scope: dict[str, Any]) -> Counter[str]:
+    """Hold what the interpreter reads to what coremltools reads; equal in every bit."""
+    count: Counter[str] = Counter()
+    for op in function.operations:
+        kind = op.op_type
+        if kind != "const" and not kind.startswith("constexpr"):
+            continue
+        if kind == "const" and op.outputs[0].name not in scope:
+            users = {child.op_type for child in op.outputs[0].child_ops}
+            assert users, op.outputs[0].name
+            assert all(u.startswith("constexpr") for u in users), op.outputs[0].name  # iOS 16: attributes
+            continue
+        values = op.materialized_val_inference() if kind != "const" else op.outputs[0].val
+        for var, wanted in zip(op.outputs, values if isinstance(values, tuple) else [values], strict=True):
+            held = scope[var.name]
+            assert isinstance(held, Constant)
+            got = held.get()
+            same = np.array_equal(got.numpy(), wanted.astype(got.numpy().dtype)) if hasattr(got, "numpy") else (
+                got == wanted
+            )  # fmt: skip
+            assert same, (kind, var.name, got, wanted)
+            count[kind] += 1
+    return count
