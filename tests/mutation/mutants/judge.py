@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -22,6 +21,7 @@ from flashbulb.runtimes.stage import available, named
 from mutants.equivalence import canonical
 from mutants.fault import Fault
 from mutants.overlay import Overlay
+from mutants.remember import remember
 from mutants.reuse import Memory, Reusing
 
 Record = SanityRecord | ParityRecord
@@ -75,7 +75,7 @@ class Judge:
         self._shapes: dict[str, str | None] = {}
         verify.file_sha256 = self._sha256
         self._eager = available(self.clean, checkpoint)["eager"] is None
-        remember(program_gates)
+        remember(program_gates, self.memory)
 
     def _sha256(self, path: Path) -> str:
         """Return a file's digest; a file that is still the clean bundle's own was read before."""
@@ -201,27 +201,6 @@ def concerned(bundle: Bundle, fault: Fault | None) -> Bundle:
     kept = tuple(a for a in bundle.manifest.artifacts if a.format == fault.format)
     kept = tuple(a for a in kept if a.format == "pte" or fault.component in ("", a.component))
     return msgspec.structs.replace(bundle, manifest=msgspec.structs.replace(bundle.manifest, artifacts=kept))
-
-
-def remember(gates: Any) -> None:
-    """Let the gates of programs open one checkpoint once, and not again for each fault."""
-    opened: dict[bytes, Any] = {}
-    tensors: dict[bytes, Any] = {}
-    open_source, sources = gates.open_source, gates.sources
-
-    def open_once(bundle: Bundle, checkpoint: str | None) -> Any:
-        key = msgspec.json.encode((bundle.manifest.source, checkpoint))
-        if key not in opened:
-            opened[key] = open_source(bundle, checkpoint)
-        return opened[key]
-
-    def sources_once(checkpoint: Any, step: Any, components: Iterable[str]) -> Any:
-        key = msgspec.json.encode((str(checkpoint.path), step, tuple(components)))
-        if key not in tensors:
-            tensors[key] = sources(checkpoint, step, tuple(components))
-        return tensors[key]
-
-    gates.open_source, gates.sources = open_once, sources_once
 
 
 def column(record: Record) -> str:
