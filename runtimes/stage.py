@@ -247,7 +247,11 @@ def _bench_elsewhere(config: BenchConfig, bundle: Bundle, word: str, on_step: On
     from flashbulb.runtimes.devices.timing import Wanted, bench_device
 
     effort, threads = Effort(runs=config.runs, seconds=config.seconds), config.threads or 1
-    wanted = Wanted(config.engine, config.runners, config.cores, threads, effort, config.cool_down_s)
+    if config.optimum:
+        raise ValueError(f"wanted --optimum or --device, got both; {word} runs the bundle's programs alone")
+    wanted = Wanted(
+        config.engine, config.runners, config.cores, threads, effort, config.cool_down_s, config.budget_ms
+    )
     found = bench_device(bundle, word, wanted, lambda *step: _say(on_step, *step))
     return _report("bench", bundle, found.records, config.out, found.device)
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
+import msgspec
 import numpy as np
 
 from flashbulb.export.artifact import Artifact
@@ -48,6 +49,8 @@ class Wanted(NamedTuple):
     """How long to measure."""
     cool_down_s: float
     """Longest time to wait until the phone is cool."""
+    budget_ms: float | None = None
+    """Largest median of the fused generator that passes."""
 
 
 def bench_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
@@ -68,11 +71,20 @@ def bench_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
             say(index, len(engines), f"{engine.label} on {serial}")
             remote = Remote(inner=engine, launcher=launcher)
             effort, patience_s = wanted.effort, wanted.cool_down_s
-            found.records.extend(
-                bench_phone(bundle, remote, threads=wanted.threads, effort=effort, cool_down_s=patience_s)
-            )
+            timed = bench_phone(bundle, remote, threads=wanted.threads, effort=effort, cool_down_s=patience_s)
+            found.records.extend(within(record, wanted.budget_ms) for record in timed)
         found.records.extend(adb.finish(launcher))
         return Found(found.records, adb.describe(launcher))
+
+
+def within(record: LatencyRecord | SanityRecord, budget_ms: float | None) -> LatencyRecord | SanityRecord:
+    """Hold the time of the fused generator, from prompt to picture, to a budget."""
+    if budget_ms is None or not isinstance(record, LatencyRecord) or record.target != "generator":
+        return record
+    if record.p50_ms <= budget_ms:
+        return msgspec.structs.replace(record, budget_ms=budget_ms)
+    words = f"{record.sentence}; the budget is {budget_ms:.2f} ms"
+    return msgspec.structs.replace(record, budget_ms=budget_ms, verdict="fail", sentence=words)
 
 
 def bench_phone(

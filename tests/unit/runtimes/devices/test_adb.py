@@ -247,6 +247,16 @@ def test_a_warm_phone_is_waited_for(
     assert all(record.verdict == "fail" and "thermal status 3" in record.sentence for record in records)
 
 
+def test_the_generator_is_held_to_the_budget(phone: adb.Phone, bundle: Bundle, thermal: Path):
+    thermal.write_text("0\n")
+    records = benched(phone, bundle)
+    late = {r.target: timing.within(r, 1.0) for r in records if isinstance(r, LatencyRecord)}
+    assert {name for name, r in late.items() if r.verdict == "fail"} == {"generator"}
+    assert late["generator"].sentence.endswith("the budget is 1.00 ms")
+    assert all(timing.within(r, 1.1).verdict == "pass" for r in records)
+    assert [timing.within(r, None) for r in records] == records
+
+
 def test_kinds_of_cores(phone: adb.Phone):
     lines = [
         f"/sys/devices/system/cpu/cpu{n} {khz}" for n, khz in enumerate([1800] * 4 + [2400] * 3 + [2900])

@@ -17,7 +17,7 @@ from flashbulb.runtimes.devices.check import Wanted, check_device, chosen, open_
 from flashbulb.runtimes.devices.remote import Launcher
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.records import Device, LatencyRecord, Report, now
-from flashbulb.runtimes.stage import CheckConfig, check
+from flashbulb.runtimes.stage import BenchConfig, CheckConfig, bench, check
 
 WANTED = Wanted(None, None, None, "0" * 64)
 
@@ -51,6 +51,11 @@ def test_changed_files_are_not_run(bundle: Bundle):
 def test_a_baseline_is_of_this_machine(bundle: Bundle):
     with pytest.raises(ValueError, match="--baseline or --device, got both"):
         check(CheckConfig(bundle=str(bundle.root), device="qemu", baseline="x"))
+
+
+def test_optimum_is_of_this_machine(bundle: Bundle):
+    with pytest.raises(ValueError, match="--optimum or --device, got both"):
+        bench(BenchConfig(bundle=str(bundle.root), device="adb:x", optimum="x"))
 
 
 def test_only_what_apps_load_runs_elsewhere(bundle: Bundle, world: SimpleNamespace):
