@@ -259,7 +259,9 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def merge(reports: Iterable[Report], command: Literal["check", "bench", "report"] = "report") -> Report:
-    """Join the records of several reports on one device; bundle, device and versions are the last one's.
+    """Join the records of several reports; bundle, device and versions are the last one's.
+
+    Records of other machines name them, as ``ort@cortex-a53``; an emulator gives way to a device of times.
 
     Raises:
         ValueError: when there is none, or they are of different bundles.
@@ -274,7 +276,7 @@ def merge(reports: Iterable[Report], command: Literal["check", "bench", "report"
         command=command,
         created=now(),
         bundle=next((r.bundle for r in reversed(found) if r.bundle), None),
-        device=found[-1].device,
+        device=next((r.device for r in reversed(found) if r.device.kind != "qemu"), found[-1].device),
         versions={k: v for r in found for k, v in r.versions.items()},
         sanity=tuple(s for r in found for s in r.sanity),
         parity=tuple(p for r in found for p in r.parity),

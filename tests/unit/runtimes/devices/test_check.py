@@ -16,7 +16,7 @@ from flashbulb.runtimes.devices.agreement import FLOAT32_DB, INT8_DB, agreement,
 from flashbulb.runtimes.devices.check import Wanted, check_device, chosen, open_device
 from flashbulb.runtimes.devices.remote import Launcher
 from flashbulb.runtimes.engines.base import EngineError
-from flashbulb.runtimes.records import Device, LatencyRecord, Report, now
+from flashbulb.runtimes.records import Device, LatencyRecord, Report, merge, now
 from flashbulb.runtimes.stage import BenchConfig, CheckConfig, bench, check
 
 WANTED = Wanted(None, None, None, "0" * 64)
@@ -128,6 +128,10 @@ def test_an_emulator_has_no_latency():
         Report(**told, latency=(latency,))
     phone = msgspec.structs.replace(device, kind="adb")
     report = Report(**told | {"device": phone}, latency=(latency,))
+    emulated = Report(**told)
+    for order in ([report, emulated], [emulated, report]):
+        assert (merge(order).device.kind, merge(order).latency) == ("adb", (latency,))
+    assert merge([emulated]).device.kind == "qemu"
     forged = msgspec.json.encode(report).replace(b'"kind":"adb"', b'"kind":"qemu"')
     with pytest.raises(msgspec.ValidationError, match="emulation says nothing"):
         msgspec.json.decode(forged, type=Report)
