@@ -19,6 +19,11 @@ import pytest
 MACOS = (15, 4)
 """What the tests are told of the system, so that none is left out for its age."""
 
+EXPLAINED = {
+    "iOS16/test_image_resizing.py::TestCropResize::test_builder_to_backend_ios16": 1.1e-3,
+}
+"""Tests whose expectation is off by up to this: there 7.899 is written for 1 + 4 * 1.5 + 0.9."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("apple")
@@ -136,18 +141,21 @@ def outcome(report: pytest.TestReport, reason: str) -> str:
     if report.outcome == "failed" and "not supported here" in reason:
         return "unsupported"
     if report.outcome == "failed" and "Mismatched elements" in str(report.longrepr):
+        slack = next((v for name, v in EXPLAINED.items() if report.nodeid.startswith(name)), None)
+        if slack is not None and close(str(report.longrepr), slack):
+            return "explained"
         return "rounding" if report.nodeid in halves and close(str(report.longrepr)) else "mismatch"
     return report.outcome
 
 
-def close(words: str) -> bool:
+def close(words: str, most: float = ROUNDING) -> bool:
     """Tell a difference that rounding explains.
 
     Some tests build a program of fp16 inputs and weights, and hold it with the tolerance of fp32 to a
     reference that was computed from the values before they were rounded.
     """
     found = [float(m) for m in re.findall(r"Max (?:absolute|relative) difference[^:]*: (\S+)", words)]
-    return bool(found) and min(found) <= ROUNDING
+    return bool(found) and min(found) <= most
 
 
 def last_line(report: pytest.TestReport) -> str:

@@ -103,6 +103,13 @@ def convert(kind: Any, values: Sequence[Any]) -> Any:
     Raises:
         ProgramError: when it cannot be turned.
     """
+    try:
+        return _converted(kind, values)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ProgramError(f"wanted {kind}, got something else: {error}") from error
+
+
+def _converted(kind: Any, values: Sequence[Any]) -> Any:
     if kind == Tensors:
         return tuple(values)
     if kind == Ints:

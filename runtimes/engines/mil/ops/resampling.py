@@ -142,6 +142,8 @@ def crop_resize(
         corners = _corners(row * spatial_scale, box_coordinate_mode, x, normalized_coordinates)
         points = [_between(corners[i], corners[i + 2], size[i], sampling_mode) for i in (0, 1)]
         high, wide = points[0][:, None].expand(size), points[1][None].expand(size)
+        if at.opset < 16 and not bool(_inside(high, wide, x).all()):
+            raise ProgramError("a box that leaves the picture is not supported here before iOS 16")
         found.append(torch.stack([_cut(x[i], high, wide, pad_value) for i in chosen]))
     stacked = torch.stack(found)
     return stacked if boxes is None else stacked[:, 0]
@@ -179,6 +181,10 @@ def _between(first: float, last: float, count: int, mode: str) -> Tensor:
 def _cut(picture: Tensor, rows: Tensor, columns: Tensor, value: float) -> Tensor:
     """Sample a picture; points outside it become ``value``, those inside never mix with it."""
     height, width = picture.shape[1:]
-    inside = (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
     found = sample(picture, rows.clamp(0, height - 1), columns.clamp(0, width - 1), "bilinear")
-    return torch.where(inside, found, torch.tensor(value))
+    return torch.where(_inside(rows, columns, picture), found, torch.tensor(value))
+
+
+def _inside(rows: Tensor, columns: Tensor, picture: Tensor) -> Tensor:
+    height, width = picture.shape[-2:]
+    return (rows >= 0) & (rows <= height - 1) & (columns >= 0) & (columns <= width - 1)
