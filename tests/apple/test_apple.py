@@ -13,13 +13,11 @@ from types import ModuleType
 import pytest
 
 pytest.importorskip("coremltools")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        os.environ.get("FLASHBULB_SLOW_TESTS") != "1",
-        reason="minutes of conversions: FLASHBULB_SLOW_TESTS=1 runs them",
-    ),
-]
+slow = pytest.mark.skipif(
+    os.environ.get("FLASHBULB_SLOW_TESTS") != "1",
+    reason="minutes of conversions: FLASHBULB_SLOW_TESTS=1 runs them",
+)
+FEW = ("iOS14/test_activation.py", "iOS16/test_scatter_gather.py", "iOS18/test_states.py")
 SAMPLE = (
     "iOS14/test_activation.py",
     "iOS14/test_pool.py",
@@ -48,12 +46,20 @@ def runner() -> ModuleType:
     return module
 
 
+def test_a_few_of_each_opset_pass(runner: ModuleType) -> None:
+    counts, bad = runner.summary(runner.outcomes([], fp32_only=True, files=FEW))
+    assert not bad, bad
+    assert counts["passed"] >= 20
+
+
+@slow
 def test_a_sample_passes_without_a_mismatch(runner: ModuleType) -> None:
     counts, bad = runner.summary(runner.outcomes([], fp32_only=True, files=SAMPLE))
     assert not bad, bad
     assert counts["passed"] >= 40
 
 
+@slow
 @pytest.mark.parametrize("fault", list(CAUGHT))
 def test_a_planted_wrong_meaning_fails(runner: ModuleType, fault: str) -> None:
     file, words = CAUGHT[fault]
