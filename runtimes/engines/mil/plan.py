@@ -19,6 +19,8 @@ from flashbulb.runtimes.engines.mil.table import At, Op, bounded, convert, half
 Source = int | Constant
 """A slot, or a value known at load."""
 Scope = dict[str, Source]
+FAULTS = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError)
+"""What operations raise on values that they cannot take."""
 OPSETS = {f"CoreML{n}": n + 10 for n in range(5, 9)}
 """Opsets by the iOS version that brought them; later ones have not been read yet."""
 
@@ -194,8 +196,14 @@ class _Planner:
 
         def decompress() -> tuple[Any, ...]:
             static = {n: convert(op.parameters[n].kind, [c.get() for c in cs]) for n, cs in parts.items()}
-            found = op.function(**static, **({"at": at} if op.at else {}))
+            try:
+                found = op.function(**static, **({"at": at} if op.at else {}))
+            except FAULTS as error:
+                known = isinstance(error, ProgramError)
+                raise error if known else ProgramError(f"{at.name} cannot be opened: {error}") from error
             both = found if isinstance(found, tuple) else (found,)
+            if len(both) != len(types):
+                raise ProgramError(f"wanted {len(both)} outputs of {at.name}, got {len(types)}")
             return tuple(self._rounded(v, t) for v, t in zip(both, types, strict=True))
 
         whole = Constant(types[0], decompress, keep=False)
@@ -295,7 +303,7 @@ def _run(step: Step, slots: list[Any], watch: Callable[..., None] | None) -> Non
         _store(step, found if isinstance(found, tuple) else (found,), slots)
     except ProgramError as error:
         raise ProgramError(f"{step.op.name} {step.name!r}: {error}") from error
-    except (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError) as error:
+    except FAULTS as error:
         raise ProgramError(f"{step.op.name} {step.name!r} could not run: {error}") from error
     if watch is not None:
         watch(step, [slots[s] for s in step.outputs])
