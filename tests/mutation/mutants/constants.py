@@ -85,7 +85,7 @@ def _weights(planter: Planter, open_: Open, view: View, *, few: bool) -> None:
         about = f"{word} bit of element {index} of {name} flipped"
         planter.add("weight-bit", about, planted(open_, values(name, flip(index, bit))))
     if not few:
-        name = planter.rng("weight-value").choice(names)
+        name = planter.rng("weight-value").choice([n for n in names if view.consts[n].values.read().any()])
         index = int(np.abs(view.consts[name].values.read()).argmax())
 
         def more(array: Array, index: int = index) -> None:

@@ -45,7 +45,7 @@ EDITS: tuple[tuple[str, str, str, Value, Callable[[Any], bool]], ...] = (
     ("transpose-flag", "FusedMatMul", "transB", lambda v: 1 - v, lambda v: True),
     ("transpose-flag", "Gemm", "transB", lambda v: 1 - v, lambda v: True),
     ("bias-dropped", "Gemm", "beta", lambda v: 0.0, lambda v: v == 1),
-    ("activation", "QuickGelu", "alpha", lambda v: 1.702, lambda v: True),
+    ("activation", "QuickGelu", "alpha", lambda v: 1.702, lambda v: abs(v - 1.702) > 1e-3),
     ("same-program", "Reshape", "allowzero", lambda v: 1 - v, lambda v: True),
     ("same-program", "Resize", "cubic_coeff_a", lambda v: -0.5, lambda v: True),
     ("same-program", "Resize", "nearest_mode", lambda v: b"round_prefer_floor", lambda v: v == b"floor"),
@@ -59,7 +59,10 @@ def attribute_faults(planter: Planter, open_: Open, view: Any) -> None:
         places = [
             i
             for i, node in enumerate(view.nodes)
-            if op in ("*", node.op) and name in (held := view.attributes(i)) and fits(held[name])
+            if op in ("*", node.op)
+            and name in (held := view.attributes(i))
+            and fits(held[name])
+            and view.writable(i, name)
         ]
         for index in planter.pick(f"{kind}/{number}", places, 1):
             old = view.attributes(index)[name]

@@ -81,7 +81,13 @@ class Judge:
         """Return a file's digest; a file that is still the clean bundle's own was read before."""
         return self._digests.get(path.stat().st_ino) or file_sha256(path)
 
-    def engines(self, formats: Iterable[str]) -> list[Engine]:
+    def _has_eager(self, bundle: Bundle) -> bool:
+        """Tell whether the very checkpoint that a manifest names is here; a check skips PyTorch otherwise."""
+        if bundle.manifest.source == self.clean.manifest.source:
+            return self._eager
+        return available(bundle, self.checkpoint)["eager"] is None
+
+    def engines(self, bundle: Bundle, formats: Iterable[str]) -> list[Engine]:
         """Return what opens some formats, PyTorch for `eager`."""
         held = {a.format for a in self.clean.manifest.artifacts}
         found: list[Engine] = []
@@ -89,7 +95,7 @@ class Judge:
             if fmt in held:
                 inner = FORMATS[fmt]
                 found += inner.variants(self.clean) if isinstance(inner, Mil) else [inner]
-        if "eager" in formats and self._eager:
+        if "eager" in formats and self._has_eager(bundle):
             found.append(named("eager", self.checkpoint))
         return [Reusing(inner=e, memory=self.memory) for e in found]
 
@@ -106,10 +112,19 @@ class Judge:
         """Plant a fault, ask, and mend."""
         start = time.perf_counter()
         try:
-            fault.plant(self.overlay.root)
+            try:
+                fault.plant(self.overlay.root)
+            except Exception as error:  # no verdict on any gate: it must be seen and mended
+                return self._unplanted(fault, error)
             return self._verdict(fault, start)
         finally:
             self.overlay.restore()
+
+    def _unplanted(self, fault: Fault, error: Exception) -> Verdict:
+        about = f"{fault.about} (NOT PLANTED, {type(error).__name__}: {error})"
+        return Verdict(
+            name=fault.name, kind=fault.kind, format=fault.format, component=fault.component, about=about
+        )
 
     def _verdict(self, fault: Fault, start: float) -> Verdict:
         changed = self.overlay.changed()
@@ -172,7 +187,7 @@ class Judge:
             if isinstance(record, SanityRecord) and (record.gate, record.verdict) == ("files", "fail"):
                 return
         yield from program_gates.program_gates(concerned(bundle, fault), self.checkpoint)
-        for engine in self.engines(formats):
+        for engine in self.engines(bundle, formats):
             yield from engine_gates(bundle, engine, 1)
 
     def _same(self, fault: Fault, changed: list[str]) -> bool:

@@ -47,6 +47,12 @@ class OrtView(View):
         """Return the attributes of an operation."""
         return {a.text(0): _value(a) for a in self.nodes[index].ref.tables(10)}
 
+    def writable(self, index: int, name: str) -> bool:
+        """Tell whether an attribute is stored: a zero is not, and has no bytes to write over."""
+        found = next(a for a in self.nodes[index].ref.tables(10) if a.text(0) == name)
+        field = {INT: 4, FLOAT: 3}.get(found.number(2, "i"))
+        return field is None or found.at(field) is not None
+
     def set_attribute(self, index: int, name: str, value: Any) -> None:
         """Write over an attribute of as many bytes."""
         found = next(a for a in self.nodes[index].ref.tables(10) if a.text(0) == name)

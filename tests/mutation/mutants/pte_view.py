@@ -26,6 +26,8 @@ CONV = ("Conv2d", "DepthwiseConv2d", "ConvTranspose2d")
 FP32 = 1
 TENSOR, DELEGATE_CALL, FLOAT = 5, 2, 6
 """Numbers in the program's schema: a value that is a tensor, an instruction that calls, a type."""
+NOTHING = 2**32 - 1
+"""Number of a bias that is not there."""
 VECTORS = {"StaticTranspose": (1,), "StaticReshape": (1,), "StaticSlice": (1, 2), "StaticConstantPad": (0, 1)}
 """Fields that are lists."""
 INLINE = 2**64 - 1
@@ -132,7 +134,8 @@ class PteView(View):
         op, found = OPS[node.number(0, "B")], node.table(1)
         assert found is not None
         inputs, output = _wires(op)
-        names = [prefix + str(found.number(i)) for i in inputs]
+        numbers = [found.number(i) for i in inputs]
+        names = ["" if n == NOTHING else prefix + str(n) for n in numbers]
         self.nodes.append(Node(op, tuple(names), (prefix + str(found.number(output)),), (node, found)))
 
     def save(self) -> None:

@@ -66,6 +66,10 @@ class View:
         """Return the attributes of an operation, where the format has such."""
         return {}
 
+    def writable(self, index: int, name: str) -> bool:
+        """Tell whether an attribute can be given another value."""
+        return True
+
     def save(self) -> None:
         """Replace the files."""
         raise NotImplementedError
