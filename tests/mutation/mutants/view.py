@@ -149,8 +149,8 @@ def _attention(view: View, query: _Side, key: _Side, value: _Side, scale: float 
 
 def _source(view: View, makers: dict[str, Node], name: str) -> str:
     """Walk back over what only moves values."""
-    while (node := makers.get(name)) is not None and node.op in MOVES:
-        name = _data(view, node)[0]
+    while (node := makers.get(name)) is not None and node.op in MOVES and (data := _data(view, node)):
+        name = data[0]
     return name
 
 
@@ -192,8 +192,8 @@ def _projection(view: View, makers: dict[str, Node], name: str) -> _Side | None:
         constants = [c for c in node.inputs if c in view.consts]
         for constant in constants:
             held = view.consts[constant]
-            if len(held.shape) == 2 and held.size >= 64:
-                return _Side(constant, _source(view, makers, _data(view, node)[0]), scale)
+            if len(held.shape) == 2 and held.size >= 64 and (data := _data(view, node)):
+                return _Side(constant, _source(view, makers, data[0]), scale)
             if held.size == 1 and node.op in ("Mul", "mul", "Multiply") and not held.parts:
                 value = float(held.values.read().reshape(-1)[0])
                 scale = value if 0 < value < 1 else scale
