@@ -82,9 +82,10 @@ class Worker:
         try:
             return msgspec.json.decode(self._receive(MOST_SECONDS), type=Verdict)
         except (EOFError, TimeoutError, ConnectionResetError) as error:
-            self.process.join(2)
+            late = isinstance(error, TimeoutError)
+            self.process.join(0 if late else 30)
             code = self.process.exitcode
-            words = f"no answer in {MOST_SECONDS:.0f} s" if code is None else f"the process died with {code}"
+            words = f"no answer in {MOST_SECONDS:.0f} s" if late else f"the process died with {code}"
             self.stop()
             self.start()
             seconds = round(time.perf_counter() - start, 2)
