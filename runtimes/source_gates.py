@@ -15,6 +15,7 @@ import numpy as np
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.schedule import one_step
 from flashbulb.export.bundle import Bundle, BundleError
+from flashbulb.export.golden import SANITY_SHARE
 from flashbulb.export.thresholds import gates
 from flashbulb.export.tokenizer_file import read_tokenizer
 from flashbulb.runtimes.gates import sanity
@@ -26,6 +27,10 @@ CONSTANT_TOLERANCE = 1e-9
 """Largest relative difference of a scheduler constant that is computed again."""
 FLOOR_SHARE = 0.4
 """A floor of a sensitivity is half of PyTorch's own; under this share of it, somebody lowered it."""
+PICTURES = {"pipeline": "image", "generator": "generator"}
+"""How a picture was drawn -> the quantity of its parity."""
+FLOOR_ROUNDING = 2e-6
+"""Exports round floors to six decimals, and sums of float32 differ in the seventh."""
 PIXEL_TOLERANCE = 1
 """Steps of 255 by which a golden picture may differ from its vector."""
 TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
@@ -34,6 +39,7 @@ TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 def rule_gates(bundle: Bundle) -> Iterator[SanityRecord]:
     """Judge what follows from the bundle itself: thresholds by the export's rule, pictures, vocabularies."""
     yield rule_gate(bundle)
+    yield variance_floor_gate(bundle)
     yield picture_file_gate(bundle)
     for info in bundle.manifest.tokenizers:
         folder = bundle.root / info.folder
@@ -53,6 +59,15 @@ def rule_gate(bundle: Bundle) -> SanityRecord:
             lowered.append(f"{' '.join(key)} at least {rule.minimum_db:.1f} dB, the manifest has {found}")
     words = f"the export's rule wants {lowered[0]}" if lowered else "all thresholds are the export's rule"
     return sanity("rule", "bundle", not lowered, words, value=float(len(lowered)), threshold=0.0)
+
+
+def variance_floor_gate(bundle: Bundle) -> SanityRecord:
+    """The floor of the variance may not be under what the exporter sets for such golden pictures."""
+    told = bundle.manifest.sanity.std_min
+    wanted = SANITY_SHARE * min(float(case["image"].std()) for case in bundle.golden())
+    words = f"the floor of the pictures' standard deviation is {told:.4g}, the export's rule {wanted:.4g}"
+    good = told >= wanted - FLOOR_ROUNDING
+    return sanity("floors.variance", "bundle", good, words, value=told, threshold=wanted)
 
 
 def picture_file_gate(bundle: Bundle) -> SanityRecord:
@@ -175,17 +190,44 @@ def _model_difference(got: dict[str, Any], wanted: dict[str, Any]) -> str:
 
 
 def floor_gate(records: Iterable[SanityRecord | ParityRecord | Any]) -> SanityRecord | None:
-    """Hold the floors of sensitivity to what PyTorch's own pictures show; None where it did not run."""
+    """Hold the floors of sensitivity to what engines showed of it; None where none drew a picture.
+
+    PyTorch shows the sensitivity itself.  Another engine, whose pictures are off by e in root mean square,
+    shows it up to 2 e: by so much, what it shows is lessened.
+    """
+    known = list(records)
     found = [
-        r
-        for r in records
-        if isinstance(r, SanityRecord) and r.engine == "eager" and "_sensitivity." in r.gate and r.value
+        (r, _proven(r, known)) for r in known if isinstance(r, SanityRecord) and "_sensitivity." in r.gate
     ]
-    if not found:
+    proven = [(r, value) for r, value in found if value is not None and value > 0.0]
+    if not proven:
         return None
-    low = [r for r in found if (r.threshold or 0.0) < FLOOR_SHARE * (r.value or 0.0)]
+    low = [(r, value) for r, value in proven if (r.threshold or 0.0) < FLOOR_SHARE * value]
     words = "the floors of prompt and noise sensitivity are half of PyTorch's own"
     if low:
-        gate, value, threshold = low[0].gate, low[0].value, low[0].threshold
-        words = f"the floor of {gate} is {threshold:.2g}, far under half of PyTorch's own {value:.2g}"
+        record, value = low[0]
+        words = (
+            f"the floor of {record.gate} is {record.threshold or 0.0:.2g}, far under half of what "
+            f"{record.engine} shows, {value:.2g}"
+        )
     return sanity("floors", "bundle", not low, words, value=float(len(low)), threshold=0.0)
+
+
+def _proven(record: SanityRecord, records: Iterable[Any]) -> float | None:
+    """Return what PyTorch's own sensitivity must be at least, by what an engine shows of it."""
+    if record.value is None or record.engine == "eager":
+        return record.value
+    quantity = PICTURES.get(record.gate.partition(".")[2])
+    errors = [
+        _rms(r)
+        for r in records
+        if isinstance(r, ParityRecord) and (r.engine, r.quantity) == (record.engine, quantity)
+    ]
+    return record.value - 2.0 * max(errors) if errors else None
+
+
+def _rms(record: ParityRecord) -> float:
+    """Return a picture's error as root mean square; infinite where it is not finite."""
+    if record.exact:
+        return 0.0
+    return float(10.0 ** (-record.psnr_db / 20.0)) if record.psnr_db is not None else np.inf
