@@ -24,6 +24,8 @@ from flashbulb.runtimes.sources import Sources, sources
 from flashbulb.runtimes.weights import judge_weights
 
 OPEN_ERRORS = (AnatomyError, ProgramError, EngineError, OSError)
+DECODE_ERRORS = (*OPEN_ERRORS, ValueError, IndexError, TypeError)
+"""What numpy says of codes, tables and steps that do not fit one another comes on top."""
 SHOWN_PROBLEMS = 3
 
 
@@ -53,7 +55,7 @@ def program_gates(
             continue
         yield structure_gate(artifact, listing, recorded)
         if found and wanted:
-            yield weight_gate(wanted, artifact, listing)
+            yield _weights(wanted, artifact, listing)
             yield from _twin(bundle, artifact, listing, wanted, found)
     if reason:
         words = f"no weight, tokenizer or schedule could be held to the checkpoint: {reason}"
@@ -74,6 +76,15 @@ def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | N
     if found:
         words = f"{name} differs from what was exported in {len(found)} of {lines} lines, first {found[0]}"
     return sanity(gate, "bundle", not found, words, value=float(len(found)), threshold=0.0)
+
+
+def _weights(wanted: Sources, artifact: Artifact, listing: Listing) -> SanityRecord:
+    """Judge the weights of a program; constants are decoded only now, and damaged ones cannot be."""
+    try:
+        return weight_gate(wanted, artifact, listing)
+    except DECODE_ERRORS as error:
+        words = f"the weights of {label(artifact)} cannot be read: {error}; export it again"
+        return sanity(f"weights.{label(artifact)}", "bundle", False, words)
 
 
 def weight_gate(wanted: Sources, artifact: Artifact, listing: Listing) -> SanityRecord:
@@ -101,6 +112,6 @@ def _twin(
 
     try:
         yield twin_gate(bundle, artifact, listing, wanted, checkpoint)
-    except ProgramError as error:
+    except DECODE_ERRORS as error:
         words = f"{label(artifact)} has no twin: {error}"
         yield sanity(f"twin.{artifact.component}", "mil", False, words)

@@ -55,8 +55,12 @@ def bisect(
             continue
         rewrite = rewrite_of(artifact)
         key = (artifact.component, repr(rewrite))
-        if key not in references:
-            references[key] = reference_of(bundle, found, artifact)
+        try:
+            if key not in references:
+                references[key] = reference_of(bundle, found, artifact)
+        except ERRORS as error:
+            yield _refused(artifact, error)
+            continue
         yield record(bundle, artifact, references[key])
         if artifact.format == "mlpackage" and artifact.precision == "float16":
             yield simulated(bundle, artifact, references[key])
@@ -81,9 +85,21 @@ def golden_inputs(bundle: Bundle, artifact: Artifact) -> dict[str, Array]:
 def reference_of(
     bundle: Bundle, checkpoint: Checkpoint, artifact: Artifact, *, keep: bool = True
 ) -> Reference:
-    """Run a component in PyTorch, in the form in which an artifact was lowered, on the first golden case."""
+    """Run a component in PyTorch, in the form in which an artifact was lowered, on the first golden case.
+
+    Raises:
+        EngineError: when the artifact's inputs are not those of the component, in their order.
+    """
+    from flashbulb.export.graph import specs
+
     inputs, step = golden_inputs(bundle, artifact), bundle.manifest.sampling.one_step
-    given = [inputs[s.name] for s in artifact.inputs]
+    wanted = [s.name for s in specs(checkpoint)[artifact.component][0]]
+    if list(inputs) != wanted:
+        raise EngineError(
+            f"wanted the inputs {wanted} of {label(artifact)}, the manifest has {list(inputs)}; "
+            "export it again"
+        )
+    given = [inputs[name] for name in wanted]
     return trace(checkpoint, step, artifact.component, rewrite_of(artifact), given, keep=keep)
 
 
@@ -96,12 +112,17 @@ def record(bundle: Bundle, artifact: Artifact, reference: Reference) -> SanityRe
         inputs = golden_inputs(bundle, artifact)
         found, runtime = _walk(bundle, artifact, listing, inputs, reference, floor)
     except ERRORS as error:
-        return sanity(gate, engine, False, f"{label(artifact)} cannot be bisected: {error}")
+        return _refused(artifact, error)
     if found.finding is None and runtime:
         return sanity(gate, engine, False, f"{label(artifact)}: {runtime}")
     good = found.finding is None and found.compared > 0
     value = found.finding.snr_db if found.finding else None
     return sanity(gate, engine, good, words(artifact, found), value=value, threshold=floor, unit="dB")
+
+
+def _refused(artifact: Artifact, error: Exception) -> SanityRecord:
+    gate, engine = f"bisect.{artifact.component}", ENGINES[artifact.format]
+    return sanity(gate, engine, False, f"{label(artifact)} cannot be bisected: {error}")
 
 
 def simulated(bundle: Bundle, artifact: Artifact, reference: Reference) -> SanityRecord:

@@ -99,12 +99,23 @@ class EagerSession(Session):
         self.modules: dict[str, Any] = {n: checkpoint.load(n.replace("vae_decoder", "vae")) for n in wanted}
 
     def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
-        """Run one component without gradients."""
+        """Run one component without gradients.
+
+        Raises:
+            EngineError: when the module refuses what it is given.
+        """
         import torch
 
         with torch.no_grad():
             tensors = [torch.from_numpy(a) for a in arrays]
-            return [np.asarray(t.float().numpy()) for t in self._components(component)(*tensors)]
+            try:
+                found = self._components(component)(*tensors)
+            except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                names = [s.name for s in self.artifact(component).inputs]
+                raise EngineError(
+                    f"PyTorch refuses {names} as inputs of {component}: {error}; export the bundle again"
+                ) from error
+            return [np.asarray(t.float().numpy()) for t in found]
 
     def _components(self, component: str) -> Any:
         return getattr(self, f"_{component}")

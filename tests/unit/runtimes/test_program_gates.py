@@ -131,6 +131,47 @@ def test_codes_and_scales_of_an_encoded_weight_are_judged(copied: Path, failed: 
     assert "unet/" in found["weights.unet.onnx"]
 
 
+def test_codes_beyond_their_table_are_a_failure_and_no_crash(copied: Path, failed: Failed) -> None:
+    def beyond(model: Any) -> None:
+        from onnx import numpy_helper
+
+        codes = next(t for t in model.graph.initializer if t.name.endswith(".codes"))
+        values = numpy_helper.to_array(codes).copy()
+        values.flat[7] = 255
+        codes.CopyFrom(numpy_helper.from_array(values, codes.name))
+
+    onnx_edit(copied / "onnx/text_encoder.onnx", beyond)
+    found = failed(copied)
+    assert "wanted codes under 64, got up to 255" in found["weights.text_encoder.onnx"]
+
+
+def test_inputs_in_another_order_are_told_and_not_run(copied: Path, failed: Failed) -> None:
+    from flashbulb.runtimes.bisect.stage import bisect
+
+    def reverse(manifest: dict[str, Any]) -> None:
+        chosen = [a for a in manifest["artifacts"] if (a["component"], a["backend"]) == ("unet", "coreml")]
+        chosen[0]["inputs"].reverse()
+
+    manifest_edit(copied, reverse)
+    found = failed(copied)
+    assert "the manifest's 'inputs' was" in found["structure.unet.mlpackage"]
+    words = "wanted the inputs ['sample', 'hidden'] of unet.mlpackage, the manifest has ['hidden', 'sample']"
+    assert words in found["twin.unet"]
+    bisected = [r.sentence for r in bisect(read_bundle(copied), None, ["coreml"]) if r.verdict == "fail"]
+    assert any(words in sentence for sentence in bisected)
+
+
+def test_pytorch_refuses_inputs_in_another_order_with_a_sentence(copied: Path) -> None:
+    from flashbulb.runtimes.engines import Eager
+    from flashbulb.runtimes.gates import engine_gates
+
+    manifest_edit(
+        copied, lambda m: [a["inputs"].reverse() for a in m["artifacts"] if a["component"] == "unet"]
+    )
+    found = [r for r in engine_gates(read_bundle(copied), Eager(), 1) if r.verdict == "fail"]
+    assert "PyTorch refuses ['hidden', 'sample'] as inputs of unet" in found[-1].sentence
+
+
 def test_an_attribute_is_named_with_what_it_was(copied: Path, failed: Failed) -> None:
     def other_epsilon(model: Any) -> None:
         node = next(n for n in model.graph.node if n.op_type == "LayerNormalization")
