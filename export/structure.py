@@ -30,6 +30,8 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """What the manifest says of the artifact, its files aside."""
     lines: dict[str, str]
     """Name of an operation or constant -> what it is."""
+    source: str | None = None
+    """SHA-256 of the checkpoint that it was exported from; null in records of older exporters."""
 
 
 def file_name(artifact: Artifact) -> str:
@@ -44,14 +46,15 @@ def contract(artifact: Artifact) -> dict[str, str]:
     return {name: msgspec.json.encode(value, order="sorted").decode() for name, value in told.items()}
 
 
-def write_all(artifacts: Iterable[Artifact], root: Path) -> None:
-    """Write the record of every artifact under a bundle's root."""
+def write_all(artifacts: Iterable[Artifact], root: Path, source: str) -> None:
+    """Write the record of every artifact, made from the checkpoint of a digest, under a bundle's root."""
     import shutil
 
     shutil.rmtree(root / FOLDER, ignore_errors=True)
     (root / FOLDER).mkdir(parents=True)
     for artifact in artifacts:
-        record = Structure(contract=contract(artifact), lines=_lines(artifact, root / artifact.path))
+        lines = _lines(artifact, root / artifact.path)
+        record = Structure(contract=contract(artifact), lines=lines, source=source)
         (root / file_name(artifact)).write_bytes(msgspec.json.encode(record) + b"\n")
 
 

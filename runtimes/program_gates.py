@@ -40,6 +40,7 @@ def program_gates(
         backends: judge only the programs of these; none for all.
     """
     yield from rule_gates(bundle)
+    yield source_gate(bundle)
     found, reason = open_source(bundle, checkpoint)
     wanted = None
     if found:
@@ -58,9 +59,32 @@ def program_gates(
             yield _weights(wanted, artifact, listing)
             yield from _twin(bundle, artifact, listing, wanted, found)
     if reason:
-        words = f"no weight, tokenizer or schedule could be held to the checkpoint: {reason}"
-        verdict: Verdict = "skip" if checkpoint is None else "fail"  # a checkpoint that was named must be it
-        yield SanityRecord(gate="weights", engine="bundle", verdict=verdict, sentence=words)
+        yield from _not_judged(bundle, reason, "skip" if checkpoint is None else "fail")
+
+
+def source_gate(bundle: Bundle) -> SanityRecord:
+    """Hold the digest of the checkpoint to the records that the export left of every program."""
+    wanted, told, silent = bundle.manifest.source.sha256, dict[str, str](), []
+    for artifact in bundle.manifest.artifacts:
+        try:
+            recorded = read_structure(bundle.root, artifact)
+        except AnatomyError as error:
+            return sanity("source", "bundle", False, f"the records of {label(artifact)} are damaged: {error}")
+        if recorded and recorded.source:
+            told[label(artifact)] = recorded.source
+        else:
+            silent.append(label(artifact))
+    if other := next((name for name, source in told.items() if source != wanted), None):
+        words = (
+            f"the manifest names the checkpoint {wanted[:12]}, {other} was exported from "
+            f"{told[other][:12]}; export it again"
+        )
+        return sanity("source", "bundle", False, words)
+    if silent:
+        words = f"nothing in the bundle says from which checkpoint {', '.join(silent)} came; export it again"
+        return SanityRecord(gate="source", engine="bundle", verdict="skip", sentence=words)
+    words = f"all {len(told)} programs were exported from the checkpoint {wanted[:12]} of the manifest"
+    return sanity("source", "bundle", True, words, value=float(len(told)))
 
 
 def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | None) -> SanityRecord:
@@ -100,6 +124,15 @@ def weight_gate(wanted: Sources, artifact: Artifact, listing: Listing) -> Sanity
     return sanity(
         f"weights.{name}", "bundle", good, words, value=float(found.wrong), threshold=0.0, unit="values"
     )
+
+
+def _not_judged(bundle: Bundle, reason: str, verdict: Verdict) -> Iterator[SanityRecord]:
+    """Name each gate that needs the checkpoint; where one was named, it must be the bundle's."""
+    missed = {"weights": "no weight", "schedule": "no constant of the one step", "lineage": "no lineage"}
+    missed |= {f"tokenizer.{t.folder}": f"no word of {t.folder}" for t in bundle.manifest.tokenizers}
+    for gate, what in missed.items():
+        words = f"not judged: {what} could be held to the checkpoint: {reason}"
+        yield SanityRecord(gate=gate, engine="bundle", verdict=verdict, sentence=words)
 
 
 def _twin(

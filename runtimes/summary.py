@@ -55,7 +55,7 @@ def shortened(text: str) -> str:
 def verdict(report: Report) -> str:
     """Say in a few words what came out."""
     if report.ok:
-        return "passed"
+        return f"passed, {len(report.skipped)} not judged" if report.skipped else "passed"
     if not report.failures and not report.undecided:
         return "nothing could be judged"
     counts = {"failed": len(report.failures), "undecided": len(report.undecided)}

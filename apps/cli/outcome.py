@@ -68,7 +68,8 @@ def show_report(report: Report) -> int:
     for sentence in report.failures:
         console.complain(sentence)
     if report.ok:
-        console.out.print(f"{report.command}: passed", style="green")
+        open_ = f"; {len(report.skipped)} conditions were not judged" if report.skipped else ""
+        console.out.print(f"{report.command}: passed{open_}", style="green")
         return DONE
     for sentence in report.undecided:
         console.complain(sentence)

@@ -52,7 +52,7 @@ def replace_bytes(path: Path, old: bytes, change: Callable[[bytearray], None]) -
 def test_sound_programs_pass_both_gates(programs: Path) -> None:
     found = list(program_gates(read_bundle(programs)))
     assert [r.sentence for r in found if r.verdict != "pass"] == []
-    assert len(found) == 2 * 3 * 4 + 7 + 3  # structure and weights of each file, the rest, and twins
+    assert len(found) == 2 * 3 * 4 + 8 + 3  # structure and weights of each file, the rest, and twins
     unet = next(r for r in found if r.gate == "weights.unet.mlpackage")
     assert unet.value == 0.0
     assert unet.threshold == 0.0
@@ -251,14 +251,37 @@ def test_without_the_checkpoint_weights_cannot_be_judged(copied: Path) -> None:
     value = json.loads(path.read_text())
     value["source"]["checkpoint"] = "nowhere/at-all"
     path.write_text(json.dumps(value))
-    found = [r for r in program_gates(read_bundle(copied)) if r.gate.startswith("weights")]
-    assert [r.verdict for r in found] == ["skip"]
-    assert "could be held to the checkpoint" in found[0].sentence
+    found = [r for r in program_gates(read_bundle(copied)) if r.verdict == "skip"]
+    assert [r.gate for r in found] == ["weights", "schedule", "lineage", "tokenizer.tokenizer"]
+    assert all("not judged: no " in r.sentence and "is not on this machine" in r.sentence for r in found)
+
+
+def test_another_digest_of_the_checkpoint_is_not_what_the_programs_came_from(
+    copied: Path, failed: Failed
+) -> None:
+    told = read_bundle(copied).manifest.source.sha256
+    manifest_edit(copied, lambda m: m["source"].update(sha256="0" * 64))
+    found = failed(copied)
+    assert set(found) == {"source"}
+    assert "names the checkpoint 000000000000, text_encoder.onnx was exported from " in found["source"]
+    assert told[:12] in found["source"]
+
+
+def test_records_that_name_no_checkpoint_are_told(copied: Path, resign: Callable[[Path], Bundle]) -> None:
+    import json
+
+    for path in (copied / "structure").iterdir():
+        value = json.loads(path.read_text())
+        del value["source"]
+        path.write_text(json.dumps(value))
+    found = next(r for r in program_gates(resign(copied)) if r.gate == "source")
+    assert found.verdict == "skip"
+    assert "nothing in the bundle says" in found.sentence
 
 
 def test_a_named_checkpoint_must_be_the_bundles(programs: Path, tiny_sd: Path) -> None:
-    found = [r for r in program_gates(read_bundle(programs), str(tiny_sd)) if r.gate == "weights"]
-    assert [r.verdict for r in found] == ["fail"]
+    found = [r for r in program_gates(read_bundle(programs), str(tiny_sd)) if r.verdict == "fail"]
+    assert [r.gate for r in found] == ["weights", "schedule", "lineage", "tokenizer.tokenizer"]
     assert "that the bundle was exported from" in found[0].sentence
 
 
