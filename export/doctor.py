@@ -67,10 +67,20 @@ def run(config: DoctorConfig) -> Diagnosis:
 
 def examine(bundle: Bundle, artifact: Artifact, max_bytes: int | None = None) -> Iterator[Finding]:
     """Yield the findings of one artifact."""
-    looks: dict[str, Any] = {"onnx": _onnx, "ort": _ort, "mlpackage": _mlpackage, "pte": _pte}
-    messages = [*_size(artifact, max_bytes), *looks[artifact.format](bundle.path(artifact), artifact)]
+    messages = [*_size(artifact, max_bytes), *look(bundle.path(artifact), artifact)]
     for severity, what in messages:
         yield Finding(severity=severity, artifact=artifact.path, component=artifact.component, what=what)
+
+
+def look(path: Path, artifact: Artifact) -> Iterator[tuple[Severity, str]]:
+    """Yield what is to be said of a program; one that cannot be read is an error."""
+    from google.protobuf.message import DecodeError
+
+    looks: dict[str, Any] = {"onnx": _onnx, "ort": _ort, "mlpackage": _mlpackage, "pte": _pte}
+    try:
+        yield from looks[artifact.format](path, artifact)
+    except (DecodeError, OSError, ValueError) as error:
+        yield "error", f"cannot be read ({str(error)[:200]}): export it again"
 
 
 def _size(artifact: Artifact, max_bytes: int | None) -> Iterator[tuple[Severity, str]]:

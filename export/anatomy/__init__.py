@@ -28,7 +28,13 @@ def read(path: Path, file_format: str, method: str | None = None) -> Listing:
         return _read(path, file_format, method)
     except AnatomyError:
         raise
-    except (ValueError, IndexError, KeyError, OverflowError) as error:  # numbers that point nowhere
+    except (
+        ValueError,
+        IndexError,
+        KeyError,
+        OverflowError,
+        TypeError,
+    ) as error:  # numbers that point nowhere
         raise AnatomyError(f"wanted a sound program in {path.name}, got: {error}; export it again") from error
 
 

@@ -87,7 +87,7 @@ def arrange(nodes: Iterable[Node]) -> tuple[Node, ...]:
         node = ready.pop()
         found.append(node)
         for name in node.outputs:
-            for user in reversed(users.get(name, ())):
+            for user in reversed(users.pop(name, [])):  # once: a damaged program may make a value twice
                 waiting[id(user)].discard(name)
                 if not waiting[id(user)]:
                     ready.append(user)

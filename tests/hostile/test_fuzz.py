@@ -35,7 +35,7 @@ fuzz = load()
 NAMES = (
     "manifest", "vectors", "tokenizer", "path", "pickle", "index", "scheduler", "config-text_encoder",
     "config-unet", "config-vae", "lineage", "weights", "report", "mil-model", "mil-weights", "mil-manifest",
-    "mil-folder",
+    "mil-folder", "anatomy-onnx", "anatomy-ort", "anatomy-pte",
 )  # fmt: skip
 
 
