@@ -12,7 +12,7 @@ from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle, read_bundle, verify
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 Severity = Literal["error", "warning", "info"]
 FP16_TYPE = 10
@@ -74,13 +74,21 @@ def examine(bundle: Bundle, artifact: Artifact, max_bytes: int | None = None) ->
 
 def look(path: Path, artifact: Artifact) -> Iterator[tuple[Severity, str]]:
     """Yield what is to be said of a program; one that cannot be read is an error."""
-    from google.protobuf.message import DecodeError
-
     looks: dict[str, Any] = {"onnx": _onnx, "ort": _ort, "mlpackage": _mlpackage, "pte": _pte}
     try:
         yield from looks[artifact.format](path, artifact)
-    except (DecodeError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         yield "error", f"cannot be read ({str(error)[:200]}): export it again"
+
+
+def _parse(parse: Callable[[], Any]) -> Any:
+    """Parse a protobuf; its error becomes a `ValueError`, so that other formats need no such library."""
+    from google.protobuf.message import DecodeError
+
+    try:
+        return parse()
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
 
 
 def _size(artifact: Artifact, max_bytes: int | None) -> Iterator[tuple[Severity, str]]:
@@ -94,7 +102,7 @@ def _size(artifact: Artifact, max_bytes: int | None) -> Iterator[tuple[Severity,
 def _onnx(path: Path, artifact: Artifact) -> Iterator[tuple[Severity, str]]:
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = _parse(lambda: onnx.load(path, load_external_data=False))
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 0)
     yield "info", f"opset {opset}, {len(model.graph.node)} nodes"
     foreign = sorted({n.domain for n in model.graph.node} - {"", "ai.onnx"})
@@ -164,7 +172,7 @@ def _mlpackage(path: Path, artifact: Artifact) -> Iterator[tuple[Severity, str]]
     if len(files) != 1 or not (path / "Manifest.json").is_file():
         yield "error", f"wanted Manifest.json and one .mlmodel, got {len(files)}"
         return
-    model = Model_pb2.Model.FromString(files[0].read_bytes())
+    model = _parse(lambda: Model_pb2.Model.FromString(files[0].read_bytes()))
     functions = model.mlProgram.functions
     ops = [o for f in functions.values() for b in f.block_specializations.values() for o in b.operations]
     yield (
