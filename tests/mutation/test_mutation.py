@@ -37,6 +37,7 @@ SAMPLE = (
     "mlpackage/text_encoder/scale-bit/2", "mlpackage/unet/eps/0", "mlpackage/unet/gelu-mode/0",
     "mlpackage/vae_decoder/pads/0", "mlpackage/unet/offsets-swapped/0", "tokenizer/merges/3",
     "golden/golden-vector/2", "manifest/sigma/0", "manifest/latent-scale/1", "manifest/thresholds/0",
+    "manifest/floors/0", "manifest/source/0", "manifest/contract/1", "onnx/unet/reordered/0",
 )  # fmt: skip
 """Faults that must be caught, one of each kind."""
 SAME = ("onnx/unet/same-program/0", "mlpackage/unet/same-program/0", "tokenizer/same-program/0")
