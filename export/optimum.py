@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 FOLDER = "optimum"
 MODEL = "model.onnx"
+COPIED = ("tokenizer", "scheduler")
+CONFIGS = ("text_encoder", "unet", "vae_decoder")
 
 
 class TimedUnet(UnetBody):
@@ -72,10 +73,31 @@ def write(checkpoint: Checkpoint, backend: Ort, encoded: Mapping[str, EncodedTen
         model = to_onnx(graph, backend.opset)
         apply_encodings(model, graph, of_graph(graph, dict(encoded)))
         backend.save(model, out / folder / MODEL)
-        config = checkpoint.config("vae" if folder == "vae_decoder" else folder)
-        (out / folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    _copy_settings(checkpoint, out)
+    for name, data in settings(checkpoint).items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(data)
     return out
+
+
+def settings(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return every file beside the programs, by its path in the layout.
+
+    Tokenizer and scheduler are the checkpoint's own; the index names the parts as optimum's export does.
+    """
+    files = [p for name in COPIED for p in sorted((checkpoint.path / name).rglob("*")) if p.is_file()]
+    found = {p.relative_to(checkpoint.path).as_posix(): p.read_bytes() for p in files}
+    for folder in CONFIGS:
+        config = checkpoint.config("vae" if folder == "vae_decoder" else folder)
+        found[f"{folder}/config.json"] = _json(config)
+    index = {k: v for k, v in checkpoint.index.items() if not k.startswith("_name_or_path")}
+    index |= {"vae": ["diffusers", "OnnxRuntimeModel"], "unet": ["diffusers", "OnnxRuntimeModel"]}
+    index["text_encoder"] = ["diffusers", "OnnxRuntimeModel"]
+    index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
+    return found | {"model_index.json": _json(index)}
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
 
 
 def graphs(checkpoint: Checkpoint, backend: Ort) -> dict[str, Graph]:
@@ -122,14 +144,3 @@ def graphs(checkpoint: Checkpoint, backend: Ort) -> dict[str, Graph]:
             "vae_decoder", vae, [spec("latent_sample", 1, *latent)], spec("sample", 1, 3, size, size)
         ),
     }
-
-
-def _copy_settings(checkpoint: Checkpoint, out: Path) -> None:
-    """Copy tokenizer and scheduler, and name the parts as optimum's own export does."""
-    for folder in ("tokenizer", "scheduler"):
-        shutil.copytree(checkpoint.path / folder, out / folder, dirs_exist_ok=True)
-    index = {k: v for k, v in checkpoint.index.items() if not k.startswith("_name_or_path")}
-    index |= {"vae": ["diffusers", "OnnxRuntimeModel"], "unet": ["diffusers", "OnnxRuntimeModel"]}
-    index["text_encoder"] = ["diffusers", "OnnxRuntimeModel"]
-    index |= {"safety_checker": [None, None], "feature_extractor": [None, None]}
-    (out / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")

@@ -85,7 +85,8 @@ def run(config: ExportConfig, on_step: OnStep | None = None) -> Path:
     )
     say(total - 2, total, "optimum layout, structure, tokenizer, licences")
     _write_optimum(config, checkpoint, root)
-    structure.write_all(artifacts, root, checkpoint.sha256())
+    loose = [p.relative_to(root).as_posix() for p in sorted(root.glob("optimum/*/model.onnx"))]
+    structure.write_all(artifacts, root, checkpoint.sha256(), loose)
     tokenizers, licences = write_tokenizers(checkpoint, root), write_licences(config, checkpoint, root)
     say(total - 1, total, "golden vectors")
     golden, sanity = _write_golden(config, checkpoint, step, root)

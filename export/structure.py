@@ -8,11 +8,12 @@ values are digests.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import msgspec
 
 from flashbulb.distill.untrusted import UntrustedError, read_small
+from flashbulb.export.anatomy import read
 from flashbulb.export.anatomy.listing import AnatomyError
 from flashbulb.export.artifact import Artifact
 
@@ -46,8 +47,21 @@ def contract(artifact: Artifact) -> dict[str, str]:
     return {name: msgspec.json.encode(value, order="sorted").decode() for name, value in told.items()}
 
 
-def write_all(artifacts: Iterable[Artifact], root: Path, source: str) -> None:
-    """Write the record of every artifact, made from the checkpoint of a digest, under a bundle's root."""
+def loose_name(program: str) -> str:
+    """Return where the record of a program lies that is no artifact, as those of ``optimum/``."""
+    path = PurePosixPath(program)
+    return f"{FOLDER}/{'.'.join(path.parent.parts)}{path.suffix}.json"
+
+
+def write_all(artifacts: Iterable[Artifact], root: Path, source: str, loose: Iterable[str] = ()) -> None:
+    """Write the record of every program, made from the checkpoint of a digest, under a bundle's root.
+
+    Args:
+        artifacts: what the manifest names.
+        root: the bundle's folder.
+        source: SHA-256 of the checkpoint.
+        loose: paths in the bundle of ONNX programs that are no artifacts.
+    """
     import shutil
 
     shutil.rmtree(root / FOLDER, ignore_errors=True)
@@ -56,6 +70,9 @@ def write_all(artifacts: Iterable[Artifact], root: Path, source: str) -> None:
         lines = _lines(artifact, root / artifact.path)
         record = Structure(contract=contract(artifact), lines=lines, source=source)
         (root / file_name(artifact)).write_bytes(msgspec.json.encode(record) + b"\n")
+    for program in loose:
+        record = Structure(contract={}, lines=dict(read(root / program, "onnx").lines), source=source)
+        (root / loose_name(program)).write_bytes(msgspec.json.encode(record) + b"\n")
 
 
 def _lines(artifact: Artifact, path: Path) -> dict[str, str]:
@@ -63,8 +80,6 @@ def _lines(artifact: Artifact, path: Path) -> dict[str, str]:
         from flashbulb.export.anatomy.coreml import package_lines
 
         return package_lines(path)
-    from flashbulb.export.anatomy import read
-
     return dict(read(path, artifact.format, artifact.method).lines)
 
 
@@ -74,7 +89,15 @@ def read_structure(root: Path, artifact: Artifact) -> Structure | None:
     Raises:
         AnatomyError: when it cannot be read.
     """
-    path = root / file_name(artifact)
+    return read_record(root / file_name(artifact))
+
+
+def read_record(path: Path) -> Structure | None:
+    """Read a record; None where there is none.
+
+    Raises:
+        AnatomyError: when it cannot be read.
+    """
     if not path.is_file():
         return None
     try:

@@ -14,19 +14,13 @@ from flashbulb.export.anatomy.listing import Listing
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.export.structure import Structure, contract, differences, read_structure
-from flashbulb.runtimes.engines.base import EngineError
-from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.gates import sanity
+from flashbulb.runtimes.listing_gates import DECODE_ERRORS, OPEN_ERRORS, lines_gate, weight_gate
 from flashbulb.runtimes.opening import label, open_listing, open_source
+from flashbulb.runtimes.optimum_gates import optimum_gates
 from flashbulb.runtimes.records import SanityRecord, Verdict
 from flashbulb.runtimes.source_gates import checkpoint_gates, rule_gates
 from flashbulb.runtimes.sources import Sources, sources
-from flashbulb.runtimes.weights import judge_weights
-
-OPEN_ERRORS = (AnatomyError, ProgramError, EngineError, OSError)
-DECODE_ERRORS = (*OPEN_ERRORS, ValueError, IndexError, TypeError)
-"""What numpy says of codes, tables and steps that do not fit one another comes on top."""
-SHOWN_PROBLEMS = 3
 
 
 def program_gates(
@@ -56,8 +50,10 @@ def program_gates(
             continue
         yield structure_gate(artifact, listing, recorded)
         if found and wanted:
-            yield _weights(wanted, artifact, listing)
+            yield weight_gate(wanted, artifact.component, label(artifact), listing)
             yield from _twin(bundle, artifact, listing, wanted, found)
+    if not backends or "ort" in backends:
+        yield from optimum_gates(bundle, found)
     if reason:
         yield from _not_judged(bundle, reason, "skip" if checkpoint is None else "fail")
 
@@ -88,42 +84,9 @@ def source_gate(bundle: Bundle) -> SanityRecord:
 
 
 def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | None) -> SanityRecord:
-    """Hold a program to the record of what was exported, line by line."""
-    gate, name = f"structure.{label(artifact)}", label(artifact)
-    if recorded is None:
-        words = f"{name}: the bundle has no structure record; export it again to have one"
-        return SanityRecord(gate=gate, engine="bundle", verdict="skip", sentence=words)
-    told = [f"the manifest's {d}" for d in differences(recorded.contract, contract(artifact))]
-    found = [*told, *differences(recorded.lines, listing.lines)]
-    lines = len(recorded.lines)
-    words = f"{name} has the {lines} operations and constants that were exported"
-    if found:
-        words = f"{name} differs from what was exported in {len(found)} of {lines} lines, first {found[0]}"
-    return sanity(gate, "bundle", not found, words, value=float(len(found)), threshold=0.0)
-
-
-def _weights(wanted: Sources, artifact: Artifact, listing: Listing) -> SanityRecord:
-    """Judge the weights of a program; constants are decoded only now, and damaged ones cannot be."""
-    try:
-        return weight_gate(wanted, artifact, listing)
-    except DECODE_ERRORS as error:
-        words = f"the weights of {label(artifact)} cannot be read: {error}; export it again"
-        return sanity(f"weights.{label(artifact)}", "bundle", False, words)
-
-
-def weight_gate(wanted: Sources, artifact: Artifact, listing: Listing) -> SanityRecord:
-    """Hold every stored weight to the checkpoint, by the rule of its code."""
-    found, name = judge_weights(listing, wanted, artifact.component), label(artifact)
-    words = f"{name} holds the checkpoint's {found.matched} tensors, {found.values} values"
-    if found.problems:
-        more = len(found.problems) - SHOWN_PROBLEMS
-        words = f"{name}: {'; '.join(found.problems[:SHOWN_PROBLEMS])}" + (
-            f"; {more} more" if more > 0 else ""
-        )
-    good = not found.problems
-    return sanity(
-        f"weights.{name}", "bundle", good, words, value=float(found.wrong), threshold=0.0, unit="values"
-    )
+    """Hold an artifact to the record of what was exported, line by line."""
+    told = differences(recorded.contract, contract(artifact)) if recorded else ()
+    return lines_gate(label(artifact), listing, recorded, [f"the manifest's {d}" for d in told])
 
 
 def _not_judged(bundle: Bundle, reason: str, verdict: Verdict) -> Iterator[SanityRecord]:

@@ -33,8 +33,6 @@ FLOOR_ROUNDING = 2e-6
 """Exports round floors to six decimals, and sums of float32 differ in the seventh."""
 PIXEL_TOLERANCE = 1
 """Steps of 255 by which a golden picture may differ from its vector."""
-OPTIMUM, COPIED = "optimum", ("tokenizer", "scheduler")
-"""The layout that optimum loads, and what an export copies there unchanged."""
 TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
@@ -129,25 +127,9 @@ def checkpoint_gates(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[SanityR
     yield schedule_gate(bundle, checkpoint)
     for info in bundle.manifest.tokenizers:
         yield tokenizer_gate(bundle, checkpoint, info.folder)
-    if (bundle.root / OPTIMUM).is_dir():
-        yield optimum_gate(bundle.root / OPTIMUM, checkpoint.path)
     same = bundle.manifest.lineage == checkpoint.lineage
     words = "the lineage is the checkpoint's" if same else "the manifest's lineage is not the checkpoint's"
     yield sanity("lineage", "bundle", same, words)
-
-
-def optimum_gate(folder: Path, checkpoint: Path) -> SanityRecord:
-    """Tokenizer and scheduler of the layout for optimum, which no engine here reads, are the checkpoint's."""
-    names = [p.relative_to(checkpoint) for n in COPIED for p in (checkpoint / n).rglob("*") if p.is_file()]
-    wrong = [n.as_posix() for n in sorted(names) if not _equal(folder / n, checkpoint / n)]
-    words = f"the {len(names)} settings in {folder.name}/ are the checkpoint's"
-    if wrong:
-        words = f"{folder.name}/{wrong[0]} is not the checkpoint's; export it again"
-    return sanity("optimum", "bundle", not wrong, words, value=float(len(wrong)), threshold=0.0)
-
-
-def _equal(one: Path, other: Path) -> bool:
-    return one.is_file() and one.read_bytes() == other.read_bytes()
 
 
 def schedule_gate(bundle: Bundle, checkpoint: Checkpoint) -> SanityRecord:

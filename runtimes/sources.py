@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -109,16 +109,23 @@ def _component(checkpoint: Checkpoint, step: OneStep, component: str) -> Iterato
     from flashbulb.export.rewrites import Rewrite
 
     part = module(checkpoint, component, step, Rewrite())
-    parameters, last = dict(part.named_parameters()), _last_convolution(part)
-    for path, tensor in (*parameters.items(), *part.named_buffers()):
-        name = path.removeprefix("unet.") if component == "unet" else path
-        yield Wanted(
-            name=f"{component}/{name}",
-            values=tensor.detach().float().numpy(),
-            folded=component == "unet" and name.endswith(FOLDED),
-            required=path in parameters,
-            factor=_factor(component, step) if path.rpartition(".")[0] == last else None,
+    last, factor = _last_convolution(part), _factor(component, step)
+    for wanted in tensors(component, part):
+        path = wanted.name.removeprefix(f"{component}/")
+        yield replace(
+            wanted,
+            name=f"{component}/{path.removeprefix('unet.')}" if component == "unet" else wanted.name,
+            folded=component == "unet" and path.endswith(FOLDED),
+            factor=factor if path.rpartition(".")[0] == last else None,
         )
+
+
+def tensors(component: str, part: nn.Module) -> Iterator[Wanted]:
+    """Yield the tensors of a module as they stand, under the name of a component."""
+    parameters = dict(part.named_parameters())
+    for path, tensor in (*parameters.items(), *part.named_buffers()):
+        values = tensor.detach().float().numpy()
+        yield Wanted(name=f"{component}/{path}", values=values, required=path in parameters)
 
 
 def _last_convolution(part: nn.Module) -> str:

@@ -38,6 +38,7 @@ SAMPLE = (
     "mlpackage/vae_decoder/pads/0", "mlpackage/unet/offsets-swapped/0", "tokenizer/merges/3",
     "golden/golden-vector/2", "manifest/sigma/0", "manifest/latent-scale/1", "manifest/thresholds/0",
     "manifest/floors/0", "manifest/source/0", "manifest/contract/1", "onnx/unet/reordered/0",
+    "optimum/weight-bit/0", "optimum/constants/0", "optimum/constants/1",
 )  # fmt: skip
 """Faults that must be caught, one of each kind."""
 SAME = ("onnx/unet/same-program/0", "mlpackage/unet/same-program/0", "tokenizer/same-program/0")
@@ -70,7 +71,7 @@ def exported(checkpoint: Path, name: str, *backends: Any) -> Path:
 def bundle(checkpoint: Path) -> Path:
     from flashbulb.export.backends import Coreml, Ort
 
-    return exported(checkpoint, "bundle", Ort(generator=False, optimum=False), Coreml(generator=False))
+    return exported(checkpoint, "bundle", Ort(generator=False), Coreml(generator=False))
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def remember(gates: Any, memory: Memory) -> None:
         return known[key]
 
     open_source, sources, open_listing = gates.open_source, gates.sources, gates.open_listing
-    weight_gate, twin = gates.weight_gate, gates._twin
+    weight_gate, twin, optimum_gates = gates.weight_gate, gates._twin, gates.optimum_gates
 
     def opened(bundle: Bundle, checkpoint: str | None) -> Any:
         key = ("checkpoint", msgspec.json.encode((bundle.manifest.source, checkpoint)))
@@ -42,9 +42,14 @@ def remember(gates: Any, memory: Memory) -> None:
     def listed(bundle: Bundle, artifact: Artifact) -> Any:
         return once(memory.clean, ("listing", _contents(artifact)), lambda: open_listing(bundle, artifact))
 
-    def weighed(wanted: Any, artifact: Artifact, listing: Any) -> Any:
-        key = ("weights", id(wanted), _contents(artifact))
-        return once(memory.clean, key, lambda: weight_gate(wanted, artifact, listing))
+    def weighed(wanted: Any, component: str, name: str, listing: Any) -> Any:
+        key = ("weights", id(wanted), name, id(listing))
+        return once(memory.clean, key, lambda: weight_gate(wanted, component, name, listing))
+
+    def for_optimum(bundle: Bundle, checkpoint: Any) -> Any:
+        files = tuple((f.path, f.sha256) for f in bundle.manifest.files if "optimum" in f.path)
+        key = ("optimum", files, checkpoint and str(checkpoint.path))
+        return once(True, key, lambda: tuple(optimum_gates(bundle, checkpoint)))
 
     def twinned(bundle: Bundle, artifact: Artifact, listing: Any, wanted: Any, checkpoint: Any) -> Any:
         manifest = bundle.manifest
@@ -53,7 +58,7 @@ def remember(gates: Any, memory: Memory) -> None:
         return once(memory.clean, key, lambda: tuple(twin(bundle, artifact, listing, wanted, checkpoint)))
 
     gates.open_source, gates.sources, gates.open_listing = opened, wanted, listed
-    gates.weight_gate, gates._twin = weighed, twinned
+    gates.weight_gate, gates._twin, gates.optimum_gates = weighed, twinned, for_optimum
 
 
 def _contents(artifact: Artifact) -> bytes:

@@ -118,7 +118,7 @@ def export(checkpoint: Path, out: Path, recipe: Recipe, **options: Any) -> Path:
 
     precision: Any = "float32" if recipe.encoding == "fp32" else "float16"
     backends = (
-        Ort(generator=recipe.generator, optimum=False, allow_dequantized=True),
+        Ort(generator=recipe.generator, allow_dequantized=True),
         Coreml(generator=recipe.generator, precision=precision),
         Executorch(generator=recipe.generator, allow_dequantized=True),
     )

@@ -277,7 +277,7 @@ def programs(tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         )
     )
     backends = (
-        Ort(generator=False, optimum=False),
+        Ort(generator=False),
         Executorch(generator=False, allow_dequantized=True),
         Coreml(generator=False),
     )

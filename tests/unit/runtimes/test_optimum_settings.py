@@ -6,29 +6,30 @@ from pathlib import Path
 
 import pytest
 
-from flashbulb.runtimes.source_gates import optimum_gate
+from flashbulb.runtimes.optimum_gates import settings_gate
+
+WANTED = {"tokenizer/merges.txt": b"a b", "unet/config.json": b"{}"}
 
 
 @pytest.fixture
-def folders(tmp_path: Path) -> tuple[Path, Path]:
-    for root in ("optimum", "checkpoint"):
-        for name, text in (("tokenizer/merges.txt", "a b"), ("scheduler/scheduler_config.json", "{}")):
-            path = tmp_path / root / name
-            path.parent.mkdir(parents=True)
-            path.write_text(text)
-    return tmp_path / "optimum", tmp_path / "checkpoint"
+def folder(tmp_path: Path) -> Path:
+    for name, data in WANTED.items():
+        path = tmp_path / "optimum" / name
+        path.parent.mkdir(parents=True)
+        path.write_bytes(data)
+    return tmp_path / "optimum"
 
 
-def test_equal_settings_pass(folders: tuple[Path, Path]) -> None:
-    assert optimum_gate(*folders).verdict == "pass"
+def test_equal_settings_pass(folder: Path) -> None:
+    assert settings_gate(folder, WANTED).verdict == "pass"
 
 
-@pytest.mark.parametrize("name", ["tokenizer/merges.txt", "scheduler/scheduler_config.json"])
-def test_another_or_an_absent_file_is_named(folders: tuple[Path, Path], name: str) -> None:
-    path = folders[0] / name
+@pytest.mark.parametrize("name", list(WANTED))
+def test_another_or_an_absent_file_is_named(folder: Path, name: str) -> None:
+    path = folder / name
     path.write_text("other")
-    changed = optimum_gate(*folders)
+    changed = settings_gate(folder, WANTED)
     path.unlink()
-    for found in (changed, optimum_gate(*folders)):
+    for found in (changed, settings_gate(folder, WANTED)):
         assert found.verdict == "fail"
         assert f"optimum/{name} is not the checkpoint's" in found.sentence

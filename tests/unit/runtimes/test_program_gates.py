@@ -52,7 +52,8 @@ def replace_bytes(path: Path, old: bytes, change: Callable[[bytearray], None]) -
 def test_sound_programs_pass_both_gates(programs: Path) -> None:
     found = list(program_gates(read_bundle(programs)))
     assert [r.sentence for r in found if r.verdict != "pass"] == []
-    assert len(found) == 2 * 3 * 4 + 8 + 3  # structure and weights of each file, the rest, and twins
+    files = 3 * 4 + 3  # of the formats, and of optimum
+    assert len(found) == 2 * files + 9 + 3  # structure and weights of each file, the rest, and twins
     unet = next(r for r in found if r.gate == "weights.unet.mlpackage")
     assert unet.value == 0.0
     assert unet.threshold == 0.0
@@ -74,6 +75,26 @@ def test_one_wrong_weight_of_a_pte_is_named(copied: Path, failed: Failed) -> Non
     assert set(found) == {"structure.unet.pte", "weights.unet.pte"}
     assert f"1 of {weight.size} values of unet/{WEIGHT} are not the checkpoint's" in found["weights.unet.pte"]
     assert "first number 10: stored" in found["weights.unet.pte"]
+
+
+def test_one_wrong_weight_of_the_layout_for_optimum_is_named(copied: Path, failed: Failed) -> None:
+    from flashbulb.export.anatomy import read
+
+    path, name = copied / "optimum/vae_decoder/model.onnx", "decoder.conv_in.weight"
+    stored = read(path, "onnx").constants[name].load()
+    replace_bytes(path, stored.tobytes(), lambda b: b.__setitem__(3, b[3] ^ 128))
+    found = failed(copied)
+    assert set(found) == {"structure.optimum.vae_decoder.onnx", "weights.optimum.vae_decoder.onnx"}
+    assert f"1 of {stored.size} values of vae_decoder/{name}" in found["weights.optimum.vae_decoder.onnx"]
+
+
+def test_another_setting_and_a_damaged_program_for_optimum_are_named(copied: Path, failed: Failed) -> None:
+    config = copied / "optimum/vae_decoder/config.json"
+    config.write_text(config.read_text().replace('"scaling_factor": ', '"scaling_factor": 2'))
+    (copied / "optimum/unet/model.onnx").write_bytes(b"\x08\x07no program")
+    found = failed(copied)
+    assert set(found) == {"optimum", "structure.optimum.unet.onnx"}
+    assert "optimum/vae_decoder/config.json is not the checkpoint's" in found["optimum"]
 
 
 def test_one_wrong_weight_of_an_ort_file_is_named(copied: Path, failed: Failed) -> None:
