@@ -25,6 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flashbulb.distill.components import ComponentName
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
 
 PLAN_FILE = "compress.json"
 TENSORS_FILE = "encodings.safetensors"
@@ -185,8 +187,8 @@ def read_plan(folder: Path) -> CompressionPlan:
     if not file.is_file():
         return CompressionPlan()
     try:
-        return msgspec.json.decode(file.read_bytes(), type=CompressionPlan)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return decode(file.read_bytes(), CompressionPlan)
+    except UntrustedError as error:
         raise EncodingError(
             f"{PLAN_FILE} is not a compression plan: {error}. Compress the parent again"
         ) from error

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
+from flashbulb.distill.typed_json import decode
 from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small, safetensors_header
 from flashbulb.distill.untrusted_folder import check_config, folder_faults, index_faults
 
@@ -374,10 +375,8 @@ def _read_lineage(path: Path) -> Lineage:
     if not file.is_file():
         return Lineage()
     try:
-        data = read_small(file)
-        parse_json(data)
-        return msgspec.json.decode(data, type=Lineage)
-    except (msgspec.MsgspecError, UntrustedError, RecursionError) as error:
+        return decode(read_small(file), Lineage)
+    except UntrustedError as error:
         raise CheckpointError(f"{file}: {error}") from error
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
+from flashbulb.distill.typed_json import decode
 from flashbulb.distill.untrusted import UntrustedError, read_small
 from flashbulb.export.anatomy import read
 from flashbulb.export.anatomy.listing import AnatomyError
@@ -101,8 +102,8 @@ def read_record(path: Path) -> Structure | None:
     if not path.is_file():
         return None
     try:
-        found = msgspec.json.decode(read_small(path, MOST_BYTES), type=Structure)
-    except (OSError, UntrustedError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        found = decode(read_small(path, MOST_BYTES), Structure)
+    except (OSError, UntrustedError) as error:
         raise AnatomyError(f"wanted a structure record in {path.name}, got: {error}") from error
     if found.schema_version != 1:
         raise AnatomyError(f"wanted a structure record of schema 1, got {found.schema_version}")

@@ -18,7 +18,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError, read_small
 
 SCHEMA_VERSION = 1
 Verdict = Literal["pass", "fail", "skip"]
@@ -300,10 +301,8 @@ def read_report(path: Path) -> Report:
         ValueError: when it is none, or of another version.
     """
     try:
-        data = read_small(path)
-        parse_json(data)
-        report = msgspec.json.decode(data, type=Report)
-    except (OSError, UntrustedError, msgspec.DecodeError) as error:
+        report = decode(read_small(path), Report)
+    except (OSError, UntrustedError) as error:
         raise ValueError(f"wanted a report of schema {SCHEMA_VERSION} in {path}, got: {error}") from error
     if report.schema_version != SCHEMA_VERSION:
         raise ValueError(f"wanted report schema {SCHEMA_VERSION} in {path}, got {report.schema_version}")

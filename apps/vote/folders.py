@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 STARTS = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 HASH_DIGITS = 16
@@ -174,12 +177,12 @@ class _Line(msgspec.Struct):
 def _named_prompts(file: Path) -> dict[str, str]:
     try:
         if file.suffix == ".json":
-            named = msgspec.json.decode(file.read_bytes(), type=dict[str, str])
+            named = decode(file.read_bytes(), dict[str, str])
         else:
             lines = [line for line in file.read_bytes().splitlines() if line.strip()]
-            decoded = [msgspec.json.decode(line, type=_Line) for line in lines]
+            decoded = [decode(line, _Line) for line in lines]
             named = {line.file_name: line.text for line in decoded}
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UntrustedError as error:
         wanted = (
             '{"NAME": "prompt", ...}' if file.suffix == ".json" else '{"file_name": ..., "text": ...} a line'
         )

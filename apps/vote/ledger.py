@@ -12,6 +12,8 @@ from pathlib import Path
 import msgspec
 
 from flashbulb.distill.metrics.votes import Vote, parse_votes
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +77,8 @@ class Ledger:
         if not rest:
             return
         try:
-            msgspec.json.decode(rest, type=Vote)
+            decode(rest, Vote)
             os.write(self._descriptor, b"\n")
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UntrustedError:
             log.warning("%s: its last line was cut off and is taken away", self.file)
             os.ftruncate(self._descriptor, len(content) - len(rest))

@@ -28,6 +28,8 @@ import msgspec
 from flashbulb.apps.vote.folders import Picture, digest
 from flashbulb.apps.vote.plan import Pair
 from flashbulb.apps.vote.session import NotAsked, Session
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +259,6 @@ class Handler(BaseHTTPRequestHandler):
 
 def _decode(body: bytes) -> Ballot:
     try:
-        return msgspec.json.decode(body, type=Ballot)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return decode(body, Ballot)
+    except UntrustedError as error:
         raise Refusal(HTTPStatus.BAD_REQUEST, str(error)) from error

@@ -13,6 +13,9 @@ from typing import Annotated, Literal, NamedTuple
 
 import msgspec
 
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
+
 log = logging.getLogger(__name__)
 
 Question = Literal["quality", "alignment"]
@@ -88,8 +91,8 @@ def parse_votes(content: bytes, file: Path) -> list[Vote]:
     if not rest.strip():
         return votes
     try:
-        return [*votes, msgspec.json.decode(rest, type=Vote)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return [*votes, decode(rest, Vote)]
+    except UntrustedError:
         log.warning("%s: its last line was cut off and is left out", file)
         return votes
 
@@ -117,8 +120,8 @@ def standing(votes: Iterable[Vote]) -> list[Vote]:
 
 def _vote(line: bytes, file: Path, number: int) -> Vote:
     try:
-        vote = msgspec.json.decode(line, type=Vote)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        vote = decode(line, Vote)
+    except UntrustedError as error:
         raise ValueError(
             f"{file}, line {number}: {error}; wanted one vote a line, "
             'at least {"left": "A", "right": "B", "choice": "left"}'

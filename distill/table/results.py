@@ -9,6 +9,9 @@ from typing import Any
 
 import msgspec
 
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
+
 
 class Figures(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How good one set of pictures is; shares in 0..1 unless said otherwise."""
@@ -93,8 +96,8 @@ def load(folder: Path) -> list[Result]:
     found = []
     for file in sorted(folder.glob("*.json")):
         try:
-            found.append(msgspec.json.decode(file.read_bytes(), type=Result))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            found.append(decode(file.read_bytes(), Result))
+        except UntrustedError as error:
             raise ValueError(
                 f"{file}: wanted a result of the table; {error}; delete it to run it anew"
             ) from error

@@ -23,7 +23,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError, read_small
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import sanity
@@ -191,10 +192,8 @@ def read_answer(file: Path, asked: Request) -> Answer:
         EngineError: when it is none, or that to another request or bundle.
     """
     try:
-        data = read_small(file)
-        parse_json(data)
-        answer = msgspec.json.decode(data, type=Answer)
-    except (OSError, UntrustedError, msgspec.DecodeError) as error:
+        answer = decode(read_small(file), Answer)
+    except (OSError, UntrustedError) as error:
         raise EngineError(f"wanted the app's answer, got: {error}") from error
     for field in ("version", "nonce", "manifest_sha256"):
         if getattr(answer, field) != getattr(asked, field):

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -57,8 +60,8 @@ def read_record(file: Path) -> StageRecord | None:
     if not file.is_file():
         return None
     try:
-        record = msgspec.json.decode(file.read_bytes(), type=StageRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        record = decode(file.read_bytes(), StageRecord)
+    except UntrustedError:
         return None
     return record if record.schema_version == SCHEMA_VERSION else None
 
