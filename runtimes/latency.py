@@ -265,6 +265,8 @@ def record(
     undecided = late and disturbed > len(wall) // 2
     words = f"{label} {target}: median {p50:.2f} ms on {job.threads} thread(s)"
     words += f", {ratio:.2f} of PyTorch eager" if ratio is not None and label != "eager" else ""
+    placed = worker.loaded.placement.get(target, {})
+    words += f"; placed on {', '.join(f'{k} {v:.0%}' for k, v in placed.items())}" if placed else ""
     words += f"; {disturbed} of {len(wall)} runs were disturbed" if disturbed else ""
     words += f"; the budget is {budget_ms:.2f} ms" if late else ""
     return LatencyRecord(
@@ -288,6 +290,7 @@ def record(
         baseline_rss_bytes=worker.loaded.baseline_rss_bytes,
         peak_rss_bytes=mine.peak_rss_bytes,
         artifact_bytes=artifact_bytes(bundle, job, target),
+        placement=placed,
         verdict="skip" if undecided else "fail" if late else "pass",
         budget_ms=budget_ms,
         sentence=words,

@@ -153,6 +153,8 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Peak resident memory of the process."""
     artifact_bytes: int | None
     """Size of what was loaded."""
+    placement: dict[str, float] = {}
+    """Device -> share of the estimated cost, where the runtime chooses among several and says so."""
     verdict: Verdict
     """`pass` for a trustworthy figure within its budget; `fail` otherwise."""
     budget_ms: float | None = None

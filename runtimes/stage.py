@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import msgspec
 
@@ -224,7 +224,8 @@ def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
         return _bench_elsewhere(config, bundle, config.device, on_step)
     records: list[Record] = []
     chosen = _engines(bundle, config.engine, config.checkpoint, records)
-    engines: list[Subject] = [e for e in chosen if e.timed or config.engine]
+    timed = [e for e in chosen if e.timed or config.engine]
+    engines = cast(list[Subject], [way for e in timed for way in e.timings()])
     eager = _reference(bundle, config.checkpoint, records)
     if config.optimum:
         engines.append(Optimum(folder=str(Path(config.optimum).resolve())))

@@ -42,6 +42,8 @@ class Loaded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     load_ms: float
     baseline_rss_bytes: int
+    placement: dict[str, dict[str, float]] = {}
+    """Component -> device -> share of its cost."""
 
 
 class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,7 +125,8 @@ def load(job: Job) -> tuple[Bundle, Session, Loaded]:
     baseline, begin = resident_bytes(), time.perf_counter()
     session = job.engine.load(bundle, threads=job.threads, components=job.components)
     spent = (time.perf_counter() - begin) * 1e3
-    return bundle, session, Loaded(load_ms=spent, baseline_rss_bytes=baseline)
+    placed = {name: session.placement(name) for name in session.components}
+    return bundle, session, Loaded(load_ms=spent, baseline_rss_bytes=baseline, placement=placed)
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:

@@ -65,6 +65,10 @@ class Session(ABC):
             for s, a in zip(artifact.outputs, found, strict=True)
         }
 
+    def placement(self, component: str) -> dict[str, float]:
+        """Return the share of a component's cost by device, where the runtime chooses and says so."""
+        return {}
+
     @abstractmethod
     def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
         """Run one component on arrays in the order of its specs; return its outputs in theirs."""
@@ -147,6 +151,10 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     def variants(self, bundle: Bundle) -> tuple[Engine, ...]:
         """Return one engine per kind of file that it can open, so that a check leaves none out."""
+        return (self,)
+
+    def timings(self) -> tuple[Engine, ...]:
+        """Return one engine per way to run that is worth a time of its own."""
         return (self,)
 
     def load(self, bundle: Bundle, *, threads: int = 1, components: Sequence[str] | None = None) -> Session:
