@@ -66,19 +66,27 @@ def write(out: Path, rows: tuple[Row, ...], absent: dict[str, str], config: Tabl
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     table = Table(results.load(out / "results"))
-    found: dict[str, object] = {
+    found = contents(table, rows, absent, config)
+    loader = PackageLoader("flashbulb.distill.table", "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    pictures = grids(table, rows, out / "grids")
+    html = environment.get_template("table.html.jinja").render(**found, grids=pictures)
+    _replace(out / "report.html", html)
+    _replace(out / "SUMMARY.md", markdown(found))
+    return out / "report.html"
+
+
+def contents(
+    table: Table, rows: tuple[Row, ...], absent: dict[str, str], config: TableConfig
+) -> dict[str, object]:
+    """Return what the page says, its pictures aside."""
+    return {
         "columns": tuple(FIGURES.values()),
         "sections": sections(table, rows),
         "verdicts": judge_all(table),
         "missing": missing(table, rows, absent),
         "protocol": protocol(table, config),
-        "grids": grids(table, rows, out / "grids"),
     }
-    loader = PackageLoader("flashbulb.distill.table", "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    _replace(out / "report.html", environment.get_template("table.html.jinja").render(found))
-    _replace(out / "SUMMARY.md", markdown(found))
-    return out / "report.html"
 
 
 def sections(table: Table, rows: tuple[Row, ...]) -> tuple[Section, ...]:
