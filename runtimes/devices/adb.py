@@ -17,7 +17,7 @@ from pathlib import Path
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.devices.remote import Launcher
-from flashbulb.runtimes.devices.shell import DeviceLost, Shell
+from flashbulb.runtimes.devices.shell import Shell
 from flashbulb.runtimes.devices.wire import Link
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import sanity
@@ -81,7 +81,7 @@ class Phone(Launcher):
             need = (wanted + SPARE_BYTES) >> 20
             raise EngineError(f"wanted {need} MiB free in {self.folder} on {self.where}, got {free >> 20}")
         for name, path in files.items():
-            self._push(path, name)
+            self.pushed[self._target(name)] = self.shell.push(path, self._target(name))
         programs = [self._target(name) for name in files if name.startswith("flashbulb-")]
         self.shell.run(["chmod", "755", *programs])
 
@@ -105,18 +105,6 @@ class Phone(Launcher):
             self.shell.run(["rm", "-rf", self.folder])
         except EngineError as error:
             log.warning("%s is left on %s: %s", self.folder, self.where, error)
-
-    def _push(self, path: Path, name: str) -> None:
-        target = self._target(name)
-        for left in range(self.retries, -1, -1):
-            try:
-                self.pushed[target] = self.shell.push(path, target)
-                return
-            except DeviceLost as error:
-                if not left:
-                    raise
-                log.warning("%s; trying again", error)
-                self.shell.wait()
 
     def _target(self, name: str, *, parent: bool = False) -> str:
         folder, _, _ = name.rpartition("/")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
@@ -15,6 +15,8 @@ from flashbulb.runtimes.engines import Executorch, Ort
 from flashbulb.runtimes.engines.base import Array, Engine, Session
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Launcher(ABC):
@@ -49,6 +51,21 @@ class Launcher(ABC):
             self.features = link.hello.features
             self.runtimes[artifact.backend] = link.hello.runtime
         return self._links[key]
+
+    def attempt(self, work: Callable[[], T]) -> T:
+        """Do some work with runners; when one is lost, end them all and do it anew, a few times.
+
+        Raises:
+            LinkLost: when a runner is lost every time.
+        """
+        for _ in range(self.retries):
+            try:
+                return work()
+            except LinkLost as error:
+                log.warning("%s; starting it again", error)
+                self.close()
+                self.recover()
+        return work()
 
     def close(self) -> None:
         """End all runners."""
@@ -88,10 +105,9 @@ class Remote(Engine, frozen=True, tag="remote"):
         self, bundle: Bundle, *, threads: int = 1, components: Sequence[str] | None = None
     ) -> RemoteSession:
         """Start one runner per component; the launcher ends them."""
-        session = RemoteSession(self, self.artifacts(bundle, components), self.launcher, bundle, threads)
-        for artifact in session.artifacts.values():
-            self.launcher.link(bundle, artifact, threads)
-        return session
+        artifacts = self.artifacts(bundle, components)
+        self.launcher.attempt(lambda: [self.launcher.link(bundle, a, threads) for a in artifacts.values()])
+        return RemoteSession(self, artifacts, self.launcher, bundle, threads)
 
 
 class RemoteSession(Session):
@@ -116,18 +132,10 @@ class RemoteSession(Session):
         """Run one component there, unless the same was run before; a lost runner is started again."""
         artifact, known = self.artifacts[component], self.launcher.known
         key = (artifact.path, component, _digest(arrays))
-        feeds = {spec.name: array for spec, array in zip(artifact.inputs, arrays, strict=True)}
-        for left in range(self.launcher.retries, -1, -1):
-            if key in known:
-                break
-            try:
-                known[key] = self.link(component).run(feeds, [spec.name for spec in artifact.outputs])
-            except LinkLost as error:
-                if not left:
-                    raise
-                log.warning("%s; starting it again", error)
-                self.launcher.close()
-                self.launcher.recover()
+        if key not in known:
+            feeds = {spec.name: array for spec, array in zip(artifact.inputs, arrays, strict=True)}
+            names = [spec.name for spec in artifact.outputs]
+            known[key] = self.launcher.attempt(lambda: self.link(component).run(feeds, names))
         return known[key]
 
 

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 SERIAL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{0,127}")
 PATIENCE_S = 600.0
+RETRIES = 2
+"""How often a command is said again when the cable was lost: each of ours may be run twice."""
 LOST = re.compile(
     r"device (offline|'.*' not found|not found)|no devices|closed|protocol fault|connection reset", re.I
 )
@@ -70,17 +72,17 @@ class Shell:
         return self.words("shell", "-T", line)
 
     def run(self, words: Sequence[str], *, check: bool = True) -> str:
-        """Run a command on the device and return what it printed.
+        """Run a command on the device and return what it printed; say it again when the cable was lost.
 
         Raises:
             DeviceLost: when the device is gone.
             EngineError: when it failed, with its own words.
         """
-        return self._done(self.remote(words), f"{words[0]} on {self.serial}", check)
+        return self._done(self.remote(words), f"{words[0]} on {self.serial}", check=check)
 
     def state(self) -> str:
         """Return the device's state; a usable one is ``device``."""
-        return self._done(self.words("get-state"), f"looking for {self.serial}", True).strip()
+        return self._done(self.words("get-state"), f"looking for {self.serial}", retries=0).strip()
 
     def wait(self) -> None:
         """Wait until the device is there.
@@ -88,7 +90,7 @@ class Shell:
         Raises:
             DeviceLost: when it does not come in time.
         """
-        self._done(self.words("wait-for-device"), f"waiting for {self.serial}", True)
+        self._done(self.words("wait-for-device"), f"waiting for {self.serial}", retries=0)
 
     def push(self, file: Path, target: str) -> str:
         """Copy a file to the device, hold what arrived to its hash, and return that.
@@ -97,7 +99,7 @@ class Shell:
             DeviceLost: when the device is gone.
             EngineError: when its storage is full, or what arrived differs.
         """
-        self._done(self.words("push", str(file.resolve()), target), f"pushing {file.name}", True)
+        self._done(self.words("push", str(file.resolve()), target), f"pushing {file.name}")
         wanted, got = file_sha256(file), self.sha256([target])[target]
         if got != wanted:
             raise EngineError(f"wanted {file.name} on {self.serial} with SHA-256 {wanted}, got {got}")
@@ -111,7 +113,7 @@ class Shell:
             EngineError: when what arrived differs.
         """
         wanted = self.sha256([source])[source]
-        self._done(self.words("pull", source, str(file.resolve())), f"pulling {source}", True)
+        self._done(self.words("pull", source, str(file.resolve())), f"pulling {source}")
         if (got := file_sha256(file)) != wanted:
             raise EngineError(f"wanted {source} from {self.serial} with SHA-256 {wanted}, got {got}")
         return file
@@ -133,9 +135,25 @@ class Shell:
             raise EngineError(f"wanted what df says of {folder} on {self.serial}, got {lines[-1:]}")
         return int(numbers[2]) * 1024
 
-    def _done(self, words: Sequence[str], what: str, check: bool) -> str:
+    def _done(self, words: Sequence[str], what: str, *, check: bool = True, retries: int = RETRIES) -> str:
+        for left in range(retries, -1, -1):
+            done = self._once(words, what)
+            said = (done.stderr.strip() or done.stdout.strip())[-400:]
+            if not done.returncode or not LOST.search(said):
+                break
+            if not left:
+                raise DeviceLost(f"{what}: {said}")
+            log.warning("%s: %s; trying again", what, said)
+            self.wait()
+        if done.returncode and FULL.search(said):
+            raise EngineError(f"{what}: the storage of {self.serial} is full: {said}")
+        if done.returncode and check:
+            raise EngineError(f"{what} ended with code {done.returncode}: {said or 'it said nothing'}")
+        return done.stdout
+
+    def _once(self, words: Sequence[str], what: str) -> subprocess.CompletedProcess[str]:
         try:
-            done = subprocess.run(
+            return subprocess.run(
                 words,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -146,11 +164,3 @@ class Shell:
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceLost(f"{what}: no answer in {self.patience_s:.0f} s") from error
-        said = (done.stderr.strip() or done.stdout.strip())[-400:]
-        if done.returncode and FULL.search(said):
-            raise EngineError(f"{what}: the storage of {self.serial} is full: {said}")
-        if done.returncode and LOST.search(said):
-            raise DeviceLost(f"{what}: {said}")
-        if done.returncode and check:
-            raise EngineError(f"{what} ended with code {done.returncode}: {said or 'it said nothing'}")
-        return done.stdout

@@ -93,10 +93,14 @@ def bench_phone(
     """Time every component of an engine on a phone; what cannot run is one failed condition."""
     launcher: Phone = remote.launcher
     for name, artifact in remote.artifacts(bundle, None).items():
-        try:
+
+        def timed(artifact: Artifact = artifact) -> LatencyRecord:
             cool(launcher, cool_down_s)
             link = launcher.link(bundle, artifact, threads)
-            yield _timed(bundle, remote, artifact, link, threads, effort)
+            return _timed(bundle, remote, artifact, link, threads, effort)
+
+        try:
+            yield launcher.attempt(timed)
         except EngineError as error:
             words = f"{remote.label} {name} could not be timed: {error}"
             yield SanityRecord(gate="bench", engine=remote.label, verdict="fail", sentence=words)

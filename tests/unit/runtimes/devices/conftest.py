@@ -28,6 +28,11 @@ assert words[0] == "-s", words
 if words[1] != "fake:5555": gone()
 verb, rest = words[2], words[3:]
 if verb in ("shell", "push", "pull") and countdown("lose_after"): gone()
+at = root / "lose_at"
+name = verb if verb != "shell" else "runner" if "LD_LIBRARY_PATH" in rest[1] else rest[1].split()[0]
+if at.exists() and at.read_text() == name:
+    at.unlink()
+    gone()
 if verb == "get-state": print((root / "state").read_text() if (root / "state").exists() else "device")
 elif verb == "wait-for-device": pass
 elif verb == "push":

@@ -143,13 +143,38 @@ def test_a_runner_that_is_killed_is_started_again(phone: adb.Phone, bundle: Bund
     assert any("the runner ended with code 137" in sentence for sentence in failures(judged(phone, bundle)))
 
 
-@pytest.mark.parametrize("after", [2, 5, 9])
-def test_a_cable_lost_while_pushing_is_survived(phone: adb.Phone, bundle: Bundle, fake_adb: Path, after: int):
-    (fake_adb / "lose_after").write_text(str(after))
-    (pushed,) = adb.prepare(phone, bundle, ("ort",))
-    assert pushed.value == 6.0
+COMMANDS = ("mkdir", "df", "push", "sha256sum", "chmod", "runner", "touch", "pull", "getprop", "rm")
+"""What a loop asks of a device, in this order."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_cable_lost_at_any_command_is_survived(
+    fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path, command: str
+):
+    (tmp_path / "there").mkdir()
+    (fake_adb / "lose_at").write_text(command)
+    with adb.phone("fake:5555", str(runners), str(tmp_path / "there")) as launcher:
+        (pushed,) = adb.prepare(launcher, bundle, ("ort",))
+        assert failures(judged(launcher, bundle)) == []
+        (kept,) = adb.finish(launcher)
+        assert adb.describe(launcher).name == "fake:5555"
+    assert (pushed.value, kept.verdict) == (6.0, "pass")
     assert "wait-for-device" in (fake_adb / "asked").read_text()
-    assert failures(judged(phone, bundle)) == []
+    assert not (fake_adb / "lose_at").exists()
+    assert list((tmp_path / "there").iterdir()) == []
+
+
+def test_a_cable_lost_while_a_runner_computes_or_is_timed_is_survived(
+    phone: adb.Phone, bundle: Bundle, thermal: Path
+):
+    thermal.write_text("0\n")
+    list(adb.prepare(phone, bundle, ("ort",)))
+    (Path(phone.folder) / "dies").write_text("1")
+    remote = Remote(inner=Ort(artifact_format="ort"), launcher=phone)
+    effort = Effort(runs=12, warmup=2, seconds=60)
+    found = list(timing.bench_phone(bundle, remote, threads=1, effort=effort, cool_down_s=1.0))
+    assert [(r.verdict, r.runs) for r in found if isinstance(r, LatencyRecord)] == [("pass", 12)] * 4
+    assert (Path(phone.folder) / "dies").read_text() == "0"
 
 
 def test_full_storage_ends_in_a_sentence_and_is_cleaned(

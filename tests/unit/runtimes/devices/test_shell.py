@@ -85,13 +85,15 @@ def test_full_storage_is_told(shell: Shell, fake_adb: Path, tmp_path: Path):
         shell.push(tmp_path / "a", str(tmp_path / "there"))
 
 
-def test_a_lost_device_is_its_own_error(shell: Shell, fake_adb: Path):
-    (fake_adb / "lose_after").write_text("0")
-    with pytest.raises(DeviceLost, match="not found"):
-        shell.run(["true"])
-    assert shell.run(["echo", "back"]) == "back\n"
+def test_a_device_that_stays_away_is_its_own_error(fake_adb: Path):
     with pytest.raises(DeviceLost, match="not found"):
         Shell("other").run(["true"])
+
+
+def test_a_command_is_said_again_when_the_device_is_back(shell: Shell, fake_adb: Path):
+    (fake_adb / "lose_after").write_text("0")
+    assert shell.run(["echo", "back"]) == "back\n"
+    assert [words[2] for words in asked(fake_adb)] == ["shell", "wait-for-device", "shell"]
 
 
 def test_a_device_that_does_not_answer_is_lost(fake_adb: Path):
