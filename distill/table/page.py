@@ -26,6 +26,8 @@ FIGURES = {
     "diversity": "diversity",
     "sharpness": "sharpness",
 }
+EVALUATIONS = "teacher evaluations"
+"""Column of what a row's training asked of its teachers."""
 PARTS = {
     "1a": "Critic features (ADD, table 1 a)",
     "1b": "What the critic is told (table 1 b)",
@@ -81,7 +83,7 @@ def contents(
 ) -> dict[str, object]:
     """Return what the page says, its pictures aside."""
     return {
-        "columns": tuple(FIGURES.values()),
+        "columns": (*FIGURES.values(), EVALUATIONS),
         "sections": sections(table, rows),
         "verdicts": judge_all(table),
         "missing": missing(table, rows, absent),
@@ -105,7 +107,10 @@ def _lines(table: Table, row: Row) -> list[Line]:
         Line(
             title=row.title,
             draw=draw,
-            cells=tuple(_text(table.spread(row.id, figure, draw)) for figure in FIGURES),
+            cells=(
+                *(_text(table.spread(row.id, figure, draw)) for figure in FIGURES),
+                _evaluations(table, row) if number == 0 else "",
+            ),
             first=number == 0,
         )
         for number, draw in enumerate(table.draws(row.id))
@@ -114,6 +119,12 @@ def _lines(table: Table, row: Row) -> list[Line]:
 
 def _text(spread: Spread | None) -> str:
     return "–" if spread is None else str(spread)
+
+
+def _evaluations(table: Table, row: Row) -> str:
+    """Return how many pictures a training's teachers looked at, in thousands."""
+    counts = [r.teacher_evaluations for r in table.of(row.id)]
+    return f"{sum(counts) / len(counts) / 1000:.1f} k" if any(counts) else "–"
 
 
 def missing(table: Table, rows: tuple[Row, ...], absent: dict[str, str]) -> tuple[str, ...]:
@@ -132,8 +143,9 @@ def protocol(table: Table, config: TableConfig) -> str:
         f"{len(config.evaluation_seeds)} seeds of prompts and noise; training seeds so far: "
         f"{', '.join(map(str, seeds)) or 'none'}. A figure is the mean over all seeds ± half of their range. "
         f"Frechet distances, precision and recall are on the judge's features (EfficientNet-Lite2, which no "
-        f"training saw) and only comparable at this number of pictures. {len(trained)} distillations took "
-        f"{minutes:.0f} minutes."
+        f"training saw) and only comparable at this number of pictures. Teacher evaluations are pictures "
+        f"that a teacher looked at in training, with and without the text counted apart. {len(trained)} "
+        f"distillations took {minutes:.0f} minutes of wall clock beside other work."
     )
 
 

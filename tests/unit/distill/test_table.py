@@ -107,8 +107,20 @@ def test_more_steps_tie_when_no_sampler_gains() -> None:
     assert outcomes([result("add", draws)])["P7"] == "tie"
 
 
-def test_an_order_seen_in_one_seed_is_not_a_proof() -> None:
-    assert outcomes([r for r in expected() if r.seed == 0])["P5"] == "open"
+@pytest.mark.parametrize(
+    ("good", "bad", "outcome"),
+    [(1, 0, "open"), (0, 1, "open"), (1, 1, "open"), (2, 0, "holds"), (0, 2, "fails"), (2, 1, "holds")],
+)
+def test_the_order_of_conditions_stays_open_until_no_further_seed_can_change_it(
+    good: int, bad: int, outcome: str
+) -> None:
+    held = [r for r in expected() if r.seed < good]
+    broken = [
+        msgspec.structs.replace(r, seed=good + r.seed)
+        for r in changed("told-none", retrieval_at_1=0.7)
+        if r.seed < bad
+    ]
+    assert outcomes([*held, *broken])["P5"] == outcome
 
 
 def test_shipped_rows_decode_and_name_what_the_predictions_need() -> None:
