@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flashbulb.distill.metrics.stage import EvalConfig, save_grid
+from flashbulb.distill.metrics.stage import EvalConfig, open_prompts, save_grid
+from flashbulb.distill.table.references import REFERENCES, seen
 from flashbulb.distill.table.results import Drawn, Figures
 from flashbulb.distill.table.rows import Draw
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from flashbulb.distill.checkpoint import Checkpoint
-    from flashbulb.distill.metrics.evaluation import Examiner
+    from flashbulb.distill.metrics.evaluation import Examiner, Features, Floats
 
 GRID = 24
 SCORES = ("retrieval_at_1", "retrieval_at_10", "background", "sharpness")
@@ -38,9 +39,13 @@ def judge_draws(
         for seed in seeds:
             if on_draw is not None:
                 on_draw(text, seed)
-            config = _config(Draw.parse(text), pictures, seed)
             first = grid if not found else None
-            found.append(Drawn(draw=text, seed=seed, figures=figures(checkpoint, config, examiner, first)))
+            if text in REFERENCES:
+                plain = EvalConfig(pictures=pictures, seed=seed)
+                made = reference_figures(checkpoint, text, plain, examiner, first)
+            else:
+                made = figures(checkpoint, _config(Draw.parse(text), pictures, seed), examiner, first)
+            found.append(Drawn(draw=text, seed=seed, figures=made))
     return tuple(found)
 
 
@@ -58,21 +63,45 @@ def _config(draw: Draw, pictures: int, seed: int) -> EvalConfig:
 def figures(checkpoint: Checkpoint, config: EvalConfig, examiner: Examiner, grid: Path | None) -> Figures:
     """Return the figures of pictures drawn as ``config`` says; the first of them go into ``grid``."""
     from flashbulb.distill.metrics.evaluation import evaluate
-    from flashbulb.distill.metrics.frechet import frechet_distance
-    from flashbulb.distill.metrics.manifold import precision_recall
 
     def keep(pictures: torch.Tensor) -> None:
         if grid is not None:
             save_grid(pictures[:GRID], grid)
 
     found = evaluate(checkpoint, config, examiner, on_pictures=keep)
-    drawn, real = found.features["judge"][0], found.real["judge"]
+    return _figures(
+        found.features["judge"][0],
+        found.real["judge"],
+        found.scores,
+        diversity=float(found.repeated["diversity"].mean()),
+    )
+
+
+def reference_figures(
+    checkpoint: Checkpoint, name: str, config: EvalConfig, examiner: Examiner, grid: Path | None
+) -> Figures:
+    """Return the figures of a reference's pictures; a caption has one of them, so they have no diversity."""
+    from flashbulb.distill.metrics.evaluation import measure
+
+    prompts = open_prompts(config, examiner.data, checkpoint.image_size)
+    assert prompts.real is not None
+    pictures, look = seen(name, prompts.real, checkpoint), examiner.networks["judge"]
+    if grid is not None:
+        save_grid(pictures[:GRID], grid)
+    features = look(pictures)
+    scores = measure(examiner, prompts, pictures, features)
+    return _figures(features, look(prompts.real), scores, diversity=0.0)
+
+
+def _figures(drawn: Features, real: Features, scores: dict[str, Floats], *, diversity: float) -> Figures:
+    from flashbulb.distill.metrics.frechet import frechet_distance
+    from flashbulb.distill.metrics.manifold import precision_recall
+
     precise, recalled = precision_recall(drawn, real)
-    named = {name: float(found.scores[name].mean()) for name in SCORES}
     return Figures(
         frechet=frechet_distance(drawn, real),
         precision=float(precise.mean()),
         recall=float(recalled.mean()),
-        diversity=float(found.repeated["diversity"].mean()),
-        **named,
+        diversity=diversity,
+        **{name: float(scores[name].mean()) for name in SCORES},
     )

@@ -29,6 +29,7 @@ FIGURES = {
 EVALUATIONS = "teacher evaluations"
 """Column of what a row's training asked of its teachers."""
 PARTS = {
+    "scale": "For scale: pictures that nobody drew",
     "1a": "Critic features (ADD, table 1 a)",
     "1b": "What the critic is told (table 1 b)",
     "1c": "Start of the student (table 1 c)",

@@ -10,6 +10,7 @@ import msgspec
 
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.samplers import SamplerName
+from flashbulb.distill.table.references import REFERENCES
 from flashbulb.distill.timesteps import TimestepName
 
 FILE = Path(__file__).parent / "rows.yaml"
@@ -70,13 +71,14 @@ class Row(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     checkpoint: str = "embedded:teacher"
     """Teacher of the first distillation, or what is judged."""
     draws: tuple[str, ...] = ("euler 1",)
-    """Ways of drawing pictures, see `Draw.parse`; the first is the row's own figure."""
+    """Ways of drawing pictures, see `Draw.parse`, or references; the first is the row's own figure."""
     needs: str = ""
     """Hub id of a network that must be in the local cache; without it the row is left out, and says so."""
 
     def __post_init__(self) -> None:
         for text in self.draws:
-            Draw.parse(text)
+            if text not in REFERENCES:
+                Draw.parse(text)
         if not self.draws:
             raise ValueError(f"row {self.id}: wanted at least one way of drawing, got none")
 

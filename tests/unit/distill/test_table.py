@@ -9,6 +9,7 @@ import pytest
 
 from flashbulb.distill.table import page
 from flashbulb.distill.table.predictions import DPM_4, PREDICTIONS, TEACHER_1, judge_all
+from flashbulb.distill.table.references import REFERENCES, seen
 from flashbulb.distill.table.results import Drawn, Figures, Result, Spread, Table, load, save
 from flashbulb.distill.table.rows import FILE, Draw, Row, choose, load_rows, stated, still_holds
 from flashbulb.distill.table.stage import TableConfig, run
@@ -217,6 +218,22 @@ def test_ranges_that_touch_are_not_above() -> None:
     low, high = (Spread(mean=m, low=m - 1, high=m + 1, count=3) for m in (1.0, 3.0))
     assert not high.above(low)
     assert Spread(mean=4.0, low=3.5, high=4.5, count=3).above(low)
+
+
+def test_references_are_real_pictures_decoded_and_blurred() -> None:
+    import torch
+
+    from flashbulb.distill.checkpoint import embedded
+    from flashbulb.distill.metrics.detail import sharpness
+
+    real = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    found = {name: seen(name, real, embedded("teacher")) for name in REFERENCES}
+    assert torch.equal(found["real pictures"], real)
+    fine = {name: float(sharpness(pictures).mean()) for name, pictures in found.items()}
+    for what in ("real pictures", "through the autoencoder"):
+        assert fine[f"{what}, blurred"] < fine[f"{what}, blurred a little"] < fine[what]
+    assert fine["through the autoencoder"] < fine["real pictures"]
+    assert all(pictures.shape == real.shape for pictures in found.values())
 
 
 def test_the_page_shows_every_row_verdict_and_absence(tmp_path: Path) -> None:
