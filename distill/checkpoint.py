@@ -13,13 +13,10 @@ import logging
 import os
 import shutil
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import msgspec
-
-from flashbulb.distill.typed_json import decode
+from flashbulb.distill.lineage import LineageEntry, read_lineage, tool_versions, write_lineage
 from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small, safetensors_header
 from flashbulb.distill.untrusted_folder import check_config, folder_faults, index_faults
 
@@ -35,38 +32,10 @@ log = logging.getLogger(__name__)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 HUB_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
 MODULE_FOLDERS = ("text_encoder", "text_encoder_2", "unet", "vae")
-TOOLS = ("torch", "diffusers", "transformers", "numpy", "safetensors")
 
 
 class CheckpointError(ValueError):
     """A folder that is not a usable diffusers checkpoint; the message says what to do."""
-
-
-class LineageEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What one stage did to make this checkpoint."""
-
-    stage: str
-    config: dict[str, Any]
-    parent_sha256: str | None = None
-    versions: dict[str, str] = {}
-    created: str = ""
-    metrics: dict[str, float | int | str] = {}
-
-
-class Lineage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The history of a checkpoint: one entry is appended by every stage."""
-
-    schema_version: Literal[1] = 1
-    entries: tuple[LineageEntry, ...] = ()
-
-    def append(self, entry: LineageEntry) -> Lineage:
-        """Return a new lineage that ends in ``entry``."""
-        return Lineage(entries=(*self.entries, entry))
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the installed versions of the packages that decide what a checkpoint holds."""
-    return {name: metadata.version(name) for name in TOOLS}
 
 
 class Checkpoint:
@@ -76,7 +45,10 @@ class Checkpoint:
         self.path = path
         self.pixels: int | None = None
         self.index: dict[str, Any] = _read_json(path / "model_index.json")
-        self.lineage = _read_lineage(path)
+        try:
+            self.lineage = read_lineage(path)
+        except UntrustedError as error:
+            raise CheckpointError(str(error)) from error
 
     @classmethod
     def open(cls, source: str | Path, *, revision: str | None = None) -> Checkpoint:
@@ -253,11 +225,6 @@ def embedded(name: Literal["teacher", "student"]) -> Checkpoint:
     return Checkpoint.open(_assemble(name, folder))
 
 
-def write_lineage(folder: Path, lineage: Lineage) -> None:
-    """Write ``lineage.json`` into ``folder``."""
-    (folder / "lineage.json").write_bytes(msgspec.json.format(msgspec.json.encode(lineage)) + b"\n")
-
-
 def replace_folder(temporary: Path, out: Path) -> None:
     """Put ``temporary`` in the place of ``out``; at no time is a half-written folder visible there."""
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -368,16 +335,6 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _write_json(file: Path, value: dict[str, Any]) -> None:
     file.write_text(json.dumps(value, indent=2) + "\n")
-
-
-def _read_lineage(path: Path) -> Lineage:
-    file = path / "lineage.json"
-    if not file.is_file():
-        return Lineage()
-    try:
-        return decode(read_small(file), Lineage)
-    except UntrustedError as error:
-        raise CheckpointError(f"{file}: {error}") from error
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from flashbulb.distill.checkpoint import Lineage
+from flashbulb.distill.lineage import Lineage
 from flashbulb.distill.schedule import OneStep
 from flashbulb.export.artifact import (
     Artifact,

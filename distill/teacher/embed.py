@@ -15,7 +15,8 @@ from typing import Any
 
 import msgspec
 
-from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, Lineage, replace_folder, write_lineage
+from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, replace_folder
+from flashbulb.distill.lineage import Lineage, write_lineage
 
 ASSETS = Path(__file__).parents[1] / "assets"
 SHARED = ("tokenizer", "text_encoder", "vae")

@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
 
-from flashbulb.distill.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    Lineage,
-    LineageEntry,
-    replace_folder,
-    tool_versions,
-    write_lineage,
-)
+from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, replace_folder
+from flashbulb.distill.lineage import Lineage, LineageEntry, tool_versions, write_lineage
 from flashbulb.distill.loop import OnStep, Rank
 from flashbulb.distill.teacher.autoencoder import AutoencoderConfig
 from flashbulb.distill.teacher.decoder import DecoderConfig

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from flashbulb.distill.checkpoint import Lineage, LineageEntry
 from flashbulb.distill.components import TensorSpec
+from flashbulb.distill.lineage import Lineage, LineageEntry
 from flashbulb.distill.schedule import OneStep
 from flashbulb.export.artifact import Artifact, Delegation, RuntimeFloor, digest, record, records
 from flashbulb.export.bundle import (

@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from flashbulb.distill.checkpoint import Lineage, LineageEntry
 from flashbulb.distill.components import TensorSpec
+from flashbulb.distill.lineage import Lineage, LineageEntry
 from flashbulb.distill.schedule import OneStep
 from flashbulb.export.artifact import Artifact, RuntimeFloor, digest, record, records
 from flashbulb.export.bundle import (
