@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -34,6 +37,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def update_golden(request: pytest.FixtureRequest) -> bool:
     """Whether the run shall rewrite golden files instead of comparing with them."""
     return bool(request.config.getoption("--update-golden"))
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], Path]], Path]:
+    """Make something big once for all workers: the first makes it, in an empty folder; the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], Path]) -> Path:
+        folder, answer = base / f"once-{name}", base / f"once-{name}.path"
+        with FileLock(base / f"once-{name}.lock"):
+            if not answer.is_file():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                answer.write_text(str(make(folder)))
+        return Path(answer.read_text())
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def sticker_bundle(tiny_sticker: Path, once: Callable[[str, Callable[[Path], Path]], Path]) -> Path:
+    """Components for both runtimes, the fused generator for one of them: lowering it twice takes a minute."""
+    from flashbulb.export import stage
+    from flashbulb.export.backends import Executorch, Ort
+
+    def make(folder: Path) -> Path:
+        backends, out = (Ort(), Executorch(generator=False)), folder / "bundle"
+        return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=backends))
+
+    return once("sticker-bundle", make)
 
 
 @pytest.fixture(scope="session")

@@ -26,15 +26,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Components for both runtimes, the fused generator for one of them: lowering it twice takes a minute."""
-    from flashbulb.export import stage
-    from flashbulb.export.backends import Executorch
-    from flashbulb.export.backends import Ort as OrtBackend
-
-    out = tmp_path_factory.mktemp("runtimes") / "bundle"
-    backends = (OrtBackend(), Executorch(generator=False))
-    return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=backends))
+def exported(sticker_bundle: Path) -> Path:
+    return sticker_bundle
 
 
 @pytest.fixture

@@ -257,18 +257,22 @@ def failed(bundle: Bundle, **fault: Callable[..., np.ndarray]) -> dict[str, str]
 
 
 @pytest.fixture(scope="session")
-def programs(tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def programs(tiny_sticker: Path, once: Callable[[str, Callable[[Path], Path]], Path]) -> Path:
     """A real bundle for all three runtimes, of a checkpoint whose text encoder and UNet are encoded."""
+    return once("programs", lambda folder: export_encoded(tiny_sticker, folder))
+
+
+def export_encoded(checkpoint: Path, folder: Path) -> Path:
+    """Compress a checkpoint, and export it for all three runtimes."""
     from flashbulb.compress.methods import Palettize, QuantizeInt8
     from flashbulb.compress.stage import CompressConfig
     from flashbulb.compress.stage import run as compress
     from flashbulb.export import stage
     from flashbulb.export.backends import Coreml, Executorch, Ort
 
-    folder = tmp_path_factory.mktemp("programs")
     source = compress(
         CompressConfig(
-            checkpoint=str(tiny_sticker),
+            checkpoint=str(checkpoint),
             out=str(folder / "checkpoint"),
             default=None,
             by_kind={"text_encoder": Palettize(bits=6), "unet": QuantizeInt8()},
