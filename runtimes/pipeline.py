@@ -22,6 +22,9 @@ from flashbulb.runtimes.engines.base import Array, EngineError, Session
 
 log = logging.getLogger(__name__)
 
+MOST_ID = 2**31 - 1
+"""Programs take ids of int32; a vocabulary or a manifest may claim others."""
+
 
 @contextmanager
 def _faults_told(wanted: str) -> Iterator[None]:
@@ -62,6 +65,10 @@ class Tokenizer:
             )
         ids = [self.info.bos_token_id, *body[:room], self.info.eos_token_id]
         ids += [self.info.pad_token_id] * (self.info.length - len(ids))
+        if beyond := [i for i in ids if not 0 <= i <= MOST_ID]:
+            raise BundleError(
+                f"wanted ids of int32 from {self.info.folder}, got {beyond[0]}; export the bundle again"
+            )
         return np.asarray([ids], dtype=np.int32)
 
 
