@@ -15,6 +15,8 @@ from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.spec import Function, SpecReader
 from flashbulb.runtimes.engines.mil.wire import first, whole
 
+MOST_NAME_BYTES, MOST_PATH_BYTES = 255, 1024
+"""What file systems take; a longer path is nothing that was saved."""
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_MODEL_BYTES = 256 << 20
 ML_PROGRAM = 502
@@ -87,8 +89,10 @@ def inside(folder: Path, name: str) -> Path:
     """Return a regular file under a folder; a name that could lead elsewhere is refused."""
     parts = PurePosixPath(name).parts
     bad = not parts or name.startswith("/") or "\\" in name or ":" in name or "\0" in name or ".." in parts
+    sizes = [len(part.encode("utf-8", "replace")) for part in parts]
+    bad |= sum(sizes) > MOST_PATH_BYTES or max(sizes, default=0) > MOST_NAME_BYTES
     if bad:
-        raise ProgramError(f"wanted a path inside the package, got {name!r}; do not use this package")
+        raise ProgramError(f"wanted a path inside the package, got {name[:200]!r}; do not use this package")
     path = folder
     for part in parts:
         path = path / part
