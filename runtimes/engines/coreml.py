@@ -43,7 +43,7 @@ class Coreml(Engine, frozen=True, tag="coreml"):
 
     def variants(self, bundle: Bundle) -> tuple[Engine, ...]:
         """Return one engine for each choice of compute units."""
-        return tuple(msgspec.structs.replace(self, compute_units=units) for units in LABELS)
+        return self.timings()
 
     def timings(self) -> tuple[Engine, ...]:
         """Return one engine for each choice of compute units."""
@@ -67,17 +67,15 @@ class Coreml(Engine, frozen=True, tag="coreml"):
         require(self)
         artifacts = self.artifacts(bundle, components)
         models = {name: _open(bundle.path(a), self.compute_units) for name, a in artifacts.items()}
-        return CoremlSession(self, artifacts, models, self.compute_units)
+        return CoremlSession(self, artifacts, models)
 
 
 class CoremlSession(Session):
     """One ``MLModel`` per component."""
 
-    def __init__(
-        self, engine: Engine, artifacts: Mapping[str, Artifact], models: Mapping[str, Any], units: Units
-    ) -> None:
+    def __init__(self, engine: Coreml, artifacts: Mapping[str, Artifact], models: Mapping[str, Any]) -> None:
         super().__init__(engine, artifacts)
-        self.models, self.units = dict(models), units
+        self.models, self.units = dict(models), engine.compute_units
 
     def placement(self, component: str) -> dict[str, float]:
         """Read Core ML's compute plan; empty, with a warning, on a macOS before 14.4, which gives none."""

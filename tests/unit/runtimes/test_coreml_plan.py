@@ -88,6 +88,6 @@ def test_a_system_without_plans_is_a_warning_and_no_failure(caplog: pytest.LogCa
         raise RuntimeError("MLComputePlan needs macOS 14.4")
 
     model = SimpleNamespace(get_compiled_model_path=absent)
-    session = CoremlSession(Coreml(), {}, {"unet": model}, "ALL")
+    session = CoremlSession(Coreml(), {}, {"unet": model})
     assert session.placement("unet") == {}
     assert "no compute plan of unet" in caplog.text
