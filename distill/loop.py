@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,11 +105,7 @@ def run_loop(
     saved = time.monotonic()
 
     while state.step < config.steps:
-        # One learning rate for the step.
-        for optimizer in state.optimizers.values():
-            for group in optimizer.param_groups:
-                group.setdefault("base_lr", group["lr"])
-                group["lr"] = group["base_lr"] * learning_rate(config, state.step)
+        _set_learning_rate(state, learning_rate(config, state.step))
 
         # One update for each micro-batch; the last one steps.
         with computing_in(config.precision):
@@ -119,13 +115,8 @@ def run_loop(
         due = state.step + 1 == config.steps or time.monotonic() - saved > config.save_every_s
         stats, due = descend.mean(parts, flag=first and due)
 
-        # A step that was not finite is counted and bounded.
         if descend.failed or not all(map(math.isfinite, stats.values())):
-            state.skipped += 1
-            if state.skipped > config.max_skipped:
-                raise FloatingPointError(
-                    f"{state.skipped} steps with a non-finite loss or gradient; the last one: {stats}"
-                )
+            _count_skipped(config, state, stats)
         else:
             state.update_ema(config.ema)
         state.step += 1
@@ -140,3 +131,19 @@ def run_loop(
             saved = time.monotonic()
     if tracking is not None:
         tracking.close()
+
+
+def _set_learning_rate(state: State, factor: float) -> None:
+    for optimizer in state.optimizers.values():
+        for group in optimizer.param_groups:
+            group.setdefault("base_lr", group["lr"])
+            group["lr"] = group["base_lr"] * factor
+
+
+def _count_skipped(config: LoopConfig, state: State, stats: Mapping[str, float]) -> None:
+    """Count a step that was not finite, within its bound."""
+    state.skipped += 1
+    if state.skipped > config.max_skipped:
+        raise FloatingPointError(
+            f"{state.skipped} steps with a non-finite loss or gradient; the last one: {stats}"
+        )

@@ -14,6 +14,7 @@ from flashbulb.export.encodings import of_graph
 from flashbulb.export.graph import Graph, TextEncoder, UnetBody, VaeDecoder, origins
 from flashbulb.export.onnx_weights import apply_encodings
 from flashbulb.export.rewrites import UnsupportedModel, apply
+from flashbulb.export.structure import OPTIMUM, OPTIMUM_PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,10 +23,7 @@ if TYPE_CHECKING:
     from flashbulb.distill.checkpoint import Checkpoint
     from flashbulb.export.backends.ort import Ort
 
-FOLDER = "optimum"
-MODEL = "model.onnx"
 COPIED = ("tokenizer", "scheduler")
-CONFIGS = ("text_encoder", "unet", "vae_decoder")
 
 
 class TimedUnet(UnetBody):
@@ -68,11 +66,11 @@ def write(checkpoint: Checkpoint, backend: Ort, encoded: Mapping[str, EncodedTen
 
     if checkpoint.is_sdxl:
         raise UnsupportedModel("wanted a checkpoint with one text encoder for optimum's layout, got SDXL")
-    out = root / FOLDER
-    for folder, graph in graphs(checkpoint, backend).items():
+    out = root / OPTIMUM
+    for component, graph in graphs(checkpoint, backend).items():
         model = to_onnx(graph, backend.opset)
         apply_encodings(model, graph, of_graph(graph, dict(encoded)))
-        backend.save(model, out / folder / MODEL)
+        backend.save(model, root / OPTIMUM_PROGRAMS[component])
     for name, data in settings(checkpoint).items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(data)
@@ -86,7 +84,7 @@ def settings(checkpoint: Checkpoint) -> dict[str, bytes]:
     """
     files = [p for name in COPIED for p in sorted((checkpoint.path / name).rglob("*")) if p.is_file()]
     found = {p.relative_to(checkpoint.path).as_posix(): p.read_bytes() for p in files}
-    for folder in CONFIGS:
+    for folder in OPTIMUM_PROGRAMS:
         config = checkpoint.config("vae" if folder == "vae_decoder" else folder)
         found[f"{folder}/config.json"] = _json(config)
     index = {k: v for k, v in checkpoint.index.items() if not k.startswith("_name_or_path")}

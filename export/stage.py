@@ -85,7 +85,7 @@ def run(config: ExportConfig, on_step: OnStep | None = None) -> Path:
     )
     say(total - 2, total, "optimum layout, structure, tokenizer, licences")
     _write_optimum(config, checkpoint, root)
-    loose = [p.relative_to(root).as_posix() for p in sorted(root.glob("optimum/*/model.onnx"))]
+    loose = [p for p in structure.OPTIMUM_PROGRAMS.values() if (root / p).is_file()]
     structure.write_all(artifacts, root, checkpoint.sha256(), loose)
     tokenizers, licences = write_tokenizers(checkpoint, root), write_licences(config, checkpoint, root)
     say(total - 1, total, "golden vectors")
@@ -97,7 +97,7 @@ def run(config: ExportConfig, on_step: OnStep | None = None) -> Path:
 
 
 def _write_optimum(config: ExportConfig, checkpoint: Checkpoint, root: Path) -> None:
-    shutil.rmtree(root / "optimum", ignore_errors=True)
+    shutil.rmtree(root / structure.OPTIMUM, ignore_errors=True)
     for backend in config.backends:
         if isinstance(backend, Ort):
             from flashbulb.export import optimum

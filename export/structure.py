@@ -19,6 +19,10 @@ from flashbulb.export.anatomy.listing import AnatomyError
 from flashbulb.export.artifact import Artifact
 
 FOLDER = "structure"
+OPTIMUM = "optimum"
+"""Where the layout of optimum's pipelines lies in a bundle."""
+OPTIMUM_PROGRAMS = {name: f"{OPTIMUM}/{name}/model.onnx" for name in ("text_encoder", "unet", "vae_decoder")}
+"""Its programs, which no artifact of the manifest names."""
 MOST_BYTES = 64 << 20
 """That of a billion-weight UNet has about five megabytes."""
 

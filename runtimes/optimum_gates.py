@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.export.anatomy import read
 from flashbulb.export.bundle import Bundle
-from flashbulb.export.structure import loose_name, read_record
+from flashbulb.export.structure import OPTIMUM, OPTIMUM_PROGRAMS, loose_name, read_record
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.listing_gates import OPEN_ERRORS, lines_gate, weight_gate
 from flashbulb.runtimes.records import SanityRecord
@@ -18,24 +18,21 @@ from flashbulb.runtimes.sources import Sources, tensors
 if TYPE_CHECKING:
     from flashbulb.export.graph import Graph
 
-FOLDER = "optimum"
-COMPONENTS = ("text_encoder", "unet", "vae_decoder")
-
 
 def optimum_gates(bundle: Bundle, checkpoint: Checkpoint | None) -> Iterator[SanityRecord]:
     """Judge the layout in a bundle, where there is one; without a checkpoint only its structure."""
     root = bundle.root
-    if not (root / FOLDER).is_dir():
+    if not (root / OPTIMUM).is_dir():
         return
     graphs = dict[str, "Graph"]()
     if checkpoint:
         from flashbulb.export import optimum
         from flashbulb.export.backends.ort import Ort
 
-        yield settings_gate(root / FOLDER, optimum.settings(checkpoint))
+        yield settings_gate(root / OPTIMUM, optimum.settings(checkpoint))
         graphs = optimum.graphs(checkpoint, Ort())
-    for component in COMPONENTS:
-        yield from _program_gates(root, component, graphs.get(component))
+    for component, path in OPTIMUM_PROGRAMS.items():
+        yield from _program_gates(root, component, path, graphs.get(component))
 
 
 def settings_gate(folder: Path, wanted: dict[str, bytes]) -> SanityRecord:
@@ -51,9 +48,9 @@ def _is(path: Path, data: bytes) -> bool:
     return path.is_file() and path.read_bytes() == data
 
 
-def _program_gates(root: Path, component: str, graph: Graph | None) -> Iterator[SanityRecord]:
+def _program_gates(root: Path, component: str, path: str, graph: Graph | None) -> Iterator[SanityRecord]:
     """Hold one program to its record and to the checkpoint's weights."""
-    name, path = f"{FOLDER}.{component}.onnx", f"{FOLDER}/{component}/model.onnx"
+    name = f"{OPTIMUM}.{component}.onnx"
     try:
         listing, recorded = read(root / path, "onnx"), read_record(root / loose_name(path))
     except OPEN_ERRORS as error:
