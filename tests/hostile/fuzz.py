@@ -491,6 +491,7 @@ def main() -> int:
     begin, total = time.monotonic(), 0
     with work_folder() as work:
         targets = [t for t in all_targets(Path(work)) if not told.target or t.name in told.target]
+        tracemalloc.start()  # once: started anew for each case it keeps some kilobytes of its own each time
         warm(targets)
         base = high_water()
         for target in targets:
