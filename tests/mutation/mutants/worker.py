@@ -98,10 +98,10 @@ class Worker:
 
     def stop(self) -> None:
         """End the process."""
-        self.pipe.close()
         if self.process.is_alive():
-            self.process.kill()
+            self.process.kill()  # while the pipe is open, or its end would be an error there
         self.process.join()
+        self.pipe.close()
 
 
 def died(fault: Sequence[str], words: str, seconds: float) -> Verdict:
