@@ -163,6 +163,20 @@ def neighbours(rows: torch.Tensor) -> torch.Tensor:
     return rows[torch.where(order < len(rows), order, 0)]
 
 
+def mismatched(condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Give each picture the condition of its neighbour, and tell where that is a wrong one.
+
+    It is none where both are told the same, and none where the neighbour is told nothing: a picture of
+    pure noise may itself be told nothing, and be right.
+
+    Returns:
+        the conditions (b, d), and 1 where they are wrong, otherwise 0, (b, 1).
+    """
+    other = neighbours(condition)
+    wrong = (other != condition).any(1) & other.any(1)
+    return other, wrong[:, None].to(condition)
+
+
 def r1(logits: list[torch.Tensor], inputs: list[torch.Tensor]) -> torch.Tensor:
     """Return R1 (arXiv 1801.04406): the batch mean of the squared gradient of the logits at their inputs.
 

@@ -146,8 +146,11 @@ def _vision_model(name: str) -> Any:
 
 def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation that the model's own preprocessor states, or ImageNet's."""
-    file = Path(name) / "preprocessor_config.json"
-    if not file.is_file():
+    from transformers.utils import cached_file
+
+    wanted = "preprocessor_config.json"
+    file = cached_file(name, wanted, _raise_exceptions_for_missing_entries=False)
+    if file is None:
         return IMAGENET
-    stated = json.loads(file.read_text())
+    stated = json.loads(Path(file).read_text())
     return tuple(stated.get("image_mean", IMAGENET[0])), tuple(stated.get("image_std", IMAGENET[1]))

@@ -108,10 +108,18 @@ def pairs(timesteps: list[int]) -> Iterator[tuple[int, int | None]]:
 
 
 def at(z: torch.Tensor, timestep: int) -> torch.Tensor:
-    """Return the timestep (b,) of every latent."""
+    """Return the timestep (b,) of every latent, where the latents are."""
     import torch
 
-    return torch.full((len(z),), timestep)
+    return torch.full((len(z),), timestep, device=z.device)
+
+
+def fresh_noise(z: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Draw noise like some latents: on the generator's device, so that it is the same on every other."""
+    import torch
+
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(z.shape, generator=generator, device=device).to(z)
 
 
 def step(denoiser: Denoiser, z: torch.Tensor, x0: torch.Tensor, now: int, following: int) -> torch.Tensor:

@@ -52,14 +52,15 @@ def cache_pairs(
     for chunk in range(rank[0], chunks, rank[1]):
         file = out / f"pairs-{chunk:05d}.safetensors"
         if not file.is_file():
-            generator = torch.Generator().manual_seed(1_000_003 + chunk)
-            noise = torch.randn((CHUNK, *shape), generator=generator)
+            generator = torch.Generator("cpu").manual_seed(1_000_003 + chunk)
+            noise = torch.randn((CHUNK, *shape), generator=generator, device="cpu").to(null_states.device)
             ids, states = prompts(chunk)
             with torch.inference_mode():
                 timesteps = trailing(steps, len(teacher.schedule.alphas))
                 endpoint = ddim(teacher, noise, states, timesteps, guidance=guidance, null_states=null_states)
             partial = file.with_suffix(".partial")
-            save_file({"noise": noise, "ids": ids, "endpoint": endpoint.half()}, partial)
+            found = {"noise": noise, "ids": ids, "endpoint": endpoint.half()}
+            save_file({name: value.cpu() for name, value in found.items()}, partial)
             os.replace(partial, file)
         if on_chunk is not None:
             on_chunk(chunk + 1, chunks)

