@@ -83,7 +83,7 @@ def test_hinge_has_its_textbook_values():
 
 @pytest.mark.parametrize(("place", "follows"), [("head", False), ("pixel", True)])
 def test_r1_sees_head_inputs_or_pixels(world, monkeypatch, place, follows):
-    """At the head inputs the critic's frozen networks are not differentiated through: that is what it saves."""
+    """At the head inputs nothing is differentiated through the critic's frozen networks."""
     objective = Add(critic=CriticConfig(r1=place, input_size=32))
     critic, real, rng = Critic(12, objective.critic), world.real(2, StepRng(0, 0, 0)), StepRng(0, 0, 0)
     latents, t = objective.student_output(world, real, rng)

@@ -279,15 +279,13 @@ def test_a_condition_is_wrong_only_where_it_is_another_and_says_something():
 def test_no_picture_is_a_fake_under_its_own_condition(world):
     """A critic that is told nothing, or a picture that pure noise has lost, has no wrong pairs."""
     real, rng = world.real(2, StepRng(0, 0, 0)), StepRng(0, 0, 0)
-    for told in (
-        CriticConfig(condition="none", input_size=32),
-        CriticConfig(condition="image", input_size=32),
-    ):
-        critic, found = Critic(12, told), []
+    for condition in ("none", "image"):
+        critic = Critic(12, CriticConfig(condition=condition, input_size=32))
         latents, _ = Add().student_output(world, real, rng)
         last = torch.full((2,), world.student.schedule.terminal)
         seen = Add().look(world, critic, real, world.decode(latents), last, rng)
         critic.heads.eval()
-        for weight in (0.0, 1.0):
-            found.append(Add(r1=0, mismatch=weight).critic_loss(critic, seen)[0].item())
-        assert found[0] == found[1]
+        without, with_wrong = (
+            Add(r1=0, mismatch=weight).critic_loss(critic, seen)[0].item() for weight in (0.0, 1.0)
+        )
+        assert without == with_wrong
