@@ -26,6 +26,7 @@ def read_vectors(bundle: Bundle) -> tuple[Arrays, ...]:
     Raises:
         BundleError: when the file is none, or lacks a tensor, or holds one in another shape.
     """
+    import numpy as np
     from safetensors.numpy import load_file
 
     from flashbulb.export.bundle import BundleError
@@ -39,6 +40,8 @@ def read_vectors(bundle: Bundle) -> tuple[Arrays, ...]:
         raise BundleError(f"wanted {fault} in {manifest.golden.tensors!r}; {_AGAIN}")
     cases: list[Arrays] = [{} for _ in manifest.golden.cases]
     for key, value in load_file(path).items():
+        if value.dtype.kind == "f" and not np.isfinite(value).all():
+            raise BundleError(f"wanted finite golden vectors, got NaN or infinity in {key}; {_AGAIN}")
         index, name = key.split(".", 1)
         cases[int(index)][name] = value
     for index, (told, case) in enumerate(zip(manifest.golden.cases, cases, strict=True)):

@@ -26,7 +26,7 @@ def lines_gate(
     gate = f"structure.{name}"
     if recorded is None:
         words = f"{name}: the bundle has no structure record; export it again to have one"
-        return SanityRecord(gate=gate, engine="bundle", verdict="skip", sentence=words)
+        return sanity(gate, "bundle", False, words)
     found = [*told, *differences(recorded.lines, listing.lines)]
     lines = len(recorded.lines)
     words = f"{name} has the {lines} operations and constants that were exported"

@@ -17,7 +17,7 @@ import msgspec
 
 from flashbulb.export.bundle import MANIFEST, Bundle, read_bundle, verify
 from flashbulb.runtimes.drops import db_drops, open_question
-from flashbulb.runtimes.engines import AnyEngine, Eager
+from flashbulb.runtimes.engines import AnyEngine, Eager, engine_named, engine_names
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import engine_gates
 from flashbulb.runtimes.latency import COMPONENTS, Worker, held
@@ -70,16 +70,28 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         self, bundle: Bundle, engines: Sequence[AnyEngine], records: Iterable[Any]
     ) -> Iterator[RegressionRecord]:
         """Yield one record per quantity that the baseline has."""
-        limits = self.limits
+        limits, lost = self.limits, [] if self.limits.narrowed else self.lost(engines)
         if limits.max_db_drop is not None:
             new = [r for r in records if isinstance(r, ParityRecord)]
-            old = self.parity([v for e in engines for v in e.variants(bundle)])  # type: ignore[misc]
+            old = self.parity([v for e in (*engines, *lost) for v in e.variants(bundle)])  # type: ignore[misc]
             labels = {v.label for e in engines for v in e.variants(bundle)} if limits.narrowed else None
             yield from db_drops(new, old, limits.max_db_drop, labels, self.method)
         if limits.max_slowdown is not None:
             for engine in engines:
                 if not isinstance(engine, Eager):
                     yield self.slowdown(bundle, engine, limits.max_slowdown)
+            for engine in lost:
+                words = f"{engine.label}: the baseline has it, this bundle does not"
+                yield open_question("slowdown", engine.label, "all", limits.max_slowdown, words, self.method)
+
+    def lost(self, engines: Sequence[AnyEngine]) -> list[AnyEngine]:
+        """List the engines that the baseline has, that could run here, and that are not among these."""
+        known, served = map(engine_named, engine_names()), {e.name for e in engines}
+        others = [e for e in known if not isinstance(e, Eager) and e.name not in served]
+        if self.bundle is not None:
+            return [e for e in others if e.missing() is None and e.serves(self.bundle) is None]
+        timed = {r.engine for r in self.report.latency} if self.report else set()
+        return [e for e in others if e.label in timed]
 
     def parity(self, engines: Iterable[AnyEngine]) -> list[ParityRecord]:
         """Return the baseline's parity: measured here, or as recorded."""

@@ -51,7 +51,10 @@ def bisect(
         return
     chosen, references = set(backends), dict[tuple[str, str], Reference]()
     for artifact in bundle.manifest.artifacts:
-        if artifact.component == "generator" or (chosen and artifact.backend not in chosen):
+        if chosen and artifact.backend not in chosen:
+            continue
+        if artifact.component == "generator":
+            yield _whole(artifact)
             continue
         rewrite = rewrite_of(artifact)
         key = (artifact.component, repr(rewrite))
@@ -118,6 +121,15 @@ def record(bundle: Bundle, artifact: Artifact, reference: Reference) -> SanityRe
     good = found.finding is None and found.compared > 0
     value = found.finding.snr_db if found.finding else None
     return sanity(gate, engine, good, words(artifact, found), value=value, threshold=floor, unit="dB")
+
+
+def _whole(artifact: Artifact) -> SanityRecord:
+    """Say that the fused generator is not followed."""
+    words = (
+        f"{label(artifact)} is not bisected: it is made of the components, which are where they are present"
+    )
+    gate, engine = "bisect.generator", ENGINES[artifact.format]
+    return SanityRecord(gate=gate, engine=engine, verdict="skip", sentence=words)
 
 
 def _refused(artifact: Artifact, error: Exception) -> SanityRecord:

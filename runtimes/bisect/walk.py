@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
 
-from flashbulb.export.anatomy.listing import Array, Node
+from flashbulb.export.anatomy.listing import AnatomyError, Array, Node
 from flashbulb.runtimes.bisect.reference import Reference
 
 Values = Iterable[tuple[str, Array]]
@@ -70,23 +70,31 @@ def walk(
         outputs: names of its results.
         reference: PyTorch's activations.
         floor_db: least signal-to-noise ratio that counts as the same.
+
+    Raises:
+        AnatomyError: when no value of an output was seen.
     """
-    seen = dict(_judged(values, reference, floor_db))
-    wanted = [name for name in outputs if name in seen]
+    wanted = set(outputs)
+    seen = dict(_judged(values, wanted, reference, floor_db))
+    if missing := wanted - set(seen):
+        raise AnatomyError(f"wanted the values of every output, got none of {sorted(missing)}")
     agreed = sum(s.good for s in seen.values())
-    if wanted and all(seen[name].good for name in wanted):
+    if all(seen[name].good for name in wanted):
         return Walk(None, len(seen), agreed)
-    bad = _departed(nodes, seen, set(wanted))
+    bad = _departed(nodes, seen, wanted)
     finding = _finding(bad, nodes, seen, reference) if bad else None
     return Walk(finding, len(seen), agreed)
 
 
-def _judged(values: Values, reference: Reference, floor_db: float) -> Iterator[tuple[str, _Seen]]:
+def _judged(
+    values: Values, outputs: Set[str], reference: Reference, floor_db: float
+) -> Iterator[tuple[str, _Seen]]:
     for name, value in values:
-        if value.dtype.kind != "f" or value.size < 2 or bool((value == value.flat[0]).all()):
+        flat = value.size < 2 or bool((value == value.flat[0]).all())
+        if name not in outputs and (flat or value.dtype.kind != "f"):
             continue  # a tensor of one value is like many
         finite = bool(np.isfinite(value).all())
-        index = reference.like(value, floor_db) if finite else -1
+        index = reference.like(value, floor_db) if finite and not flat else -1
         yield name, _Seen(index, finite, value if index < 0 else None)
 
 

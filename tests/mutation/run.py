@@ -79,10 +79,11 @@ def main() -> int:
     total = summary(found)
     print(
         f"{total['planted']} faults: {total['caught']} caught, {total['equivalent']} equivalent, "
-        f"{len(total['survived'])} survived; {time.time() - start:.0f} s; {options.out / 'mutation.md'}"
+        f"{len(total['survived'])} survived, {len(total['died'])} ended the check in an error; "
+        f"{time.time() - start:.0f} s; {options.out / 'mutation.md'}"
     )
     missed = total["unsigned"] - total["unsigned_caught_by_hashes"]
-    return 1 if total["survived"] or missed or not found else 0
+    return 1 if total["survived"] or total["died"] or missed or not found else 0
 
 
 if __name__ == "__main__":

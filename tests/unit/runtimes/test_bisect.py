@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flashbulb.export.anatomy.listing import Node
+from flashbulb.export.anatomy.listing import AnatomyError, Node
 from flashbulb.export.bundle import Bundle, read_bundle
 from flashbulb.runtimes.bisect.reference import Activation, Reference
 from flashbulb.runtimes.bisect.walk import walk
@@ -168,6 +168,24 @@ def test_the_first_departed_operation_is_named() -> None:
     assert "layer1" in finding.before
     assert chain(4).finding.node.outputs == ("v4",)
     assert "layer3" in chain(4).finding.before
+
+
+def test_an_output_of_one_value_departs() -> None:
+    """A black picture is like no picture, however many tensors of zeros there are."""
+    told = Reference(
+        [Activation("zeros", "aten.zeros", np.zeros(8, np.float32)), Activation("", "input", np.arange(8.0))]
+    )
+    nodes = (Node("double", ("x",), ("y",), ""), Node("cut", ("y",), ("z",), ""))
+    got = [("y", np.arange(8, dtype=np.float32)), ("z", np.zeros(8, np.float32))]
+    finding = walk(nodes, got, ["z"], told, 60.0).finding
+    assert finding is not None and finding.node.op == "cut"
+
+
+def test_an_output_that_is_not_shown_is_an_error() -> None:
+    told = Reference([Activation("", "input", np.arange(8.0))])
+    nodes = (Node("double", ("x",), ("y",), ""),)
+    with pytest.raises(AnatomyError, match="every output"):
+        walk(nodes, [("x", np.arange(8, dtype=np.float32))], ["y"], told, 60.0)
 
 
 def test_values_that_are_not_finite_are_said_to_be() -> None:

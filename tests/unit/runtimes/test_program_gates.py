@@ -331,7 +331,7 @@ def test_damaged_bytes_of_a_program_end_in_an_error_of_ours(
     assert refused > 0
 
 
-def test_a_bundle_without_records_says_so(copied: Path) -> None:
+def test_a_bundle_without_records_fails(copied: Path) -> None:
     import json
 
     path = copied / "manifest.json"
@@ -340,7 +340,8 @@ def test_a_bundle_without_records_says_so(copied: Path) -> None:
     path.write_text(json.dumps(value))
     shutil.rmtree(copied / "structure")
     found = [r for r in program_gates(read_bundle(copied)) if r.gate.startswith("structure")]
-    assert {r.verdict for r in found} == {"skip"}
+    assert {r.verdict for r in found} == {"fail"}
+    assert all("export it again" in r.sentence for r in found)
 
 
 def test_differences_name_what_is_gone_new_and_other() -> None:

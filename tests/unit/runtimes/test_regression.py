@@ -300,6 +300,36 @@ def test_an_earlier_bundle_runs_in_turns_with_this_one(
     assert (found.verdict, found.method, found.subject) == (verdict, "interleaved", "generator")
 
 
+def test_an_engine_that_only_the_baseline_has_is_an_open_question(
+    bundle: Bundle, world: SimpleNamespace, workers: dict[str, float], tmp_path: Path
+) -> None:
+    """A bundle that lost a format is not faster than one that has it."""
+    workers.update(bundle=20.0, eager=40.0)
+    old = report(latency(), latency(engine="executorch"), latency(engine="optimum"))
+    path = str(write_report(old, tmp_path / "old.json"))
+    limits = msgspec.structs.replace(LIMITS, narrowed=False)
+    found = {r.engine: r for r in open_baseline(path, limits).compare(bundle, [world.Engine()], [])}
+    assert {name: r.verdict for name, r in found.items()} == {"ort": "pass", "executorch": "undecided"}
+    assert "executorch: the baseline has it, this bundle does not" in found["executorch"].sentence
+    narrowed = msgspec.structs.replace(LIMITS, narrowed=True)  # as when one engine was asked for
+    assert len(list(open_baseline(path, narrowed).compare(bundle, [world.Engine()], []))) == 1
+
+
+def test_a_format_that_only_the_earlier_bundle_has_is_an_open_question(
+    bundle: Bundle, world: SimpleNamespace, workers: dict[str, float], tmp_path: Path, monkeypatch
+) -> None:
+    import shutil
+
+    shutil.copytree(bundle.root, tmp_path / "earlier")
+    workers.update(bundle=20.0, earlier=20.0)
+    monkeypatch.setattr(regression.Baseline, "parity", lambda self, engines: [])
+    monkeypatch.setattr("flashbulb.runtimes.engines.Executorch.missing", lambda self: None)
+    monkeypatch.setattr("flashbulb.runtimes.engines.Executorch.serves", lambda self, bundle: None)
+    baseline = open_baseline(str(tmp_path / "earlier"), LIMITS)
+    found = {r.engine: r.verdict for r in baseline.compare(bundle, [world.Engine()], [])}
+    assert found["executorch"] == "undecided"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
