@@ -135,19 +135,33 @@ def missing(table: Table, rows: tuple[Row, ...], absent: dict[str, str]) -> tupl
 
 def protocol(table: Table, config: TableConfig) -> str:
     """Say in one paragraph how the figures were made."""
-    seeds = sorted({r.seed for r in table.results})
     trained = [r for r in table.results if r.train_s]
     minutes = sum(r.train_s for r in trained) / 60
     return (
         f"Every distillation has {config.steps} steps of {config.batch} pictures and starts from the "
         f"embedded teacher. Each line judges {config.pictures} pictures of training captions with each of "
-        f"{len(config.evaluation_seeds)} seeds of prompts and noise; training seeds so far: "
-        f"{', '.join(map(str, seeds)) or 'none'}. A figure is the mean over all seeds ± half of their range. "
+        f"{len(config.evaluation_seeds)} seeds of prompts and noise. {training_seeds(table)} "
+        f"A figure is the mean over all seeds ± half of their range. "
         f"Frechet distances, precision and recall are on the judge's features (EfficientNet-Lite2, which no "
         f"training saw) and only comparable at this number of pictures. Teacher evaluations are pictures "
         f"that a teacher looked at in training, with and without the text counted apart. {len(trained)} "
-        f"distillations took {minutes:.0f} minutes of wall clock beside other work."
+        f"trainings of rows took {minutes:.0f} minutes of wall clock beside other work."
     )
+
+
+def training_seeds(table: Table) -> str:
+    """Say which training seeds the rows have: those of most, and who has others."""
+    rows: dict[str, set[int]] = {}
+    for result in table.results:
+        rows.setdefault(result.row, set()).add(result.seed)
+    if not rows:
+        return "Nothing was trained yet."
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for row, seeds in rows.items():
+        groups.setdefault(tuple(sorted(seeds)), []).append(row)
+    (most, _), *others = sorted(groups.items(), key=lambda item: -len(item[1]))
+    shown = "; ".join(f"{', '.join(found)}: {', '.join(map(str, seeds))}" for seeds, found in others)
+    return f"Training seeds: {', '.join(map(str, most))}{f' ({shown})' if shown else ''}."
 
 
 def grids(table: Table, rows: tuple[Row, ...], folder: Path) -> tuple[Grid, ...]:
