@@ -1,7 +1,8 @@
 """The weight gate: each tensor that a program stores is one of the checkpoint's, up to its code's error.
 
-Floats must be the checkpoint's values rounded once to their type; integer codes may be off by half a step;
-palette entries must be the nearest of their table.  A weight that differs is named, and where.
+Floats must be the checkpoint's values rounded once to their type.  Codes come from the checkpoint too, and
+its weights are what they decode to: steps and tables may be rounded to the stored type, and nothing else.
+A weight that differs is named, and where.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 from flashbulb.export.anatomy.listing import SHOWN, AnatomyError, Array, Constant, Listing
 from flashbulb.runtimes.sources import Sources, Wanted
 
-STEP_SLACK = 1e-3
-"""Share of half a step that rounding of codes may add."""
+ROUNDINGS = 2.0
+"""Spacings of the stored type that a coded value may be off: its step is rounded, and the product."""
 FOLD_SLACK = 2e-6
 """Largest difference of a folded bias, relative to its largest value: float32 sums in another order."""
 
@@ -124,24 +125,13 @@ def _compare(stray: _Stray, wanted: Wanted, form: Array) -> _Near:
 
 def _allowed(stray: _Stray, wanted: Wanted, values: Array) -> Array:
     """Return the largest difference that each value may have."""
-    constant, shape = stray.constant, stray.values.shape
+    constant = stray.constant
     rounding = np.abs(np.spacing(values.astype(stray.values.dtype))).astype(np.float64)
-    if constant.scale is not None:
-        half = np.broadcast_to(constant.scale(), shape).astype(np.float64).ravel() / 2
-        return np.asarray(half * (1 + STEP_SLACK) + rounding)
-    if constant.table is not None:
-        table = np.sort(constant.table().astype(np.float64).ravel())
-        return np.asarray(_to_nearest(table, values) + rounding)
+    if constant.scale is not None or constant.table is not None:
+        return ROUNDINGS * rounding
     if wanted.folded:
         return np.asarray(FOLD_SLACK * np.abs(values).max() + np.where(rounding > 1e-6, rounding / 2, 0.0))
     return np.zeros(values.shape)
-
-
-def _to_nearest(table: Array, values: Array) -> Array:
-    """Return each value's distance from the nearest entry of a sorted table."""
-    after = np.searchsorted(table, values).clip(1, max(1, len(table) - 1))
-    below, above = table[after - 1], table[np.minimum(after, len(table) - 1)]
-    return np.minimum(np.abs(values - below), np.abs(values - above))
 
 
 def _note(verdict: Verdict, stray: _Stray, near: _Near | None) -> None:
