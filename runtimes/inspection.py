@@ -1,135 +1,135 @@
-"""A bundle's gates as questions with an address, asked one by one.  No torch here.
+"""Every gate of one bundle, asked part by part.  `flashbulb check` asks all; a test asks for its own.
 
-`questions` says beforehand, from the manifest alone, what will be asked; `Inspection` runs an engine once and
-answers from its records.  A record that no question foresaw falls to the question ``other``, so a gate that
-is added later is never passed over.
+Both go through `Inspection`, so neither can know a gate that the other does not.  No torch here.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes.engines import AnyEngine
-from flashbulb.runtimes.engines.base import Array, Engine, EngineError, Session
+from flashbulb.runtimes.choice import Choice
+from flashbulb.runtimes.engines.base import Array, EngineError, Session
 from flashbulb.runtimes.gates import bundle_gates, engine_gates
 from flashbulb.runtimes.pipeline import Pipeline
 from flashbulb.runtimes.program_gates import program_gates
-from flashbulb.runtimes.records import ParityRecord, SanityRecord
-from flashbulb.runtimes.stage import available, named
+from flashbulb.runtimes.questions import (
+    Question,
+    Record,
+    address,
+    engine_questions,
+    file_questions,
+    program_questions,
+)
+from flashbulb.runtimes.records import SanityRecord
+from flashbulb.runtimes.source_gates import floor_gate
 
-Record = SanityRecord | ParityRecord
-CHAIN = ("text_encoder", "unet", "vae_decoder")
+FILES, PROGRAMS, FLOORS = "bundle", "programs", "floors"
+"""Parts beside the engines, which have their labels: files alone, programs unopened by a runtime, floors."""
 PICTURES = ("vae_decoder", "image", "generator")
 """Quantities whose tensor is a picture."""
-SANITY_OF_PICTURES = ("range", "channels", "variance", "prompt_sensitivity", "noise_sensitivity")
-
-
-class Question(NamedTuple):
-    """The address of one test."""
-
-    engine: str
-    """Engine label, or `bundle` for the files alone."""
-    subject: str
-    """Component, `x0`, `image`, `pipeline`, or empty for the engine as a whole."""
-    gate: str
-    """What is asked."""
-
-    def __str__(self) -> str:
-        return "::".join(part for part in self if part)
-
-
-class Refusal(NamedTuple):
-    """An engine that cannot run here, and why."""
-
-    engine: str
-    reason: str
-
-
-def address(record: Record) -> Question:
-    """Return the question that a record answers."""
-    if isinstance(record, ParityRecord):
-        return Question(record.engine, record.quantity, "parity")
-    gate, _, subject = record.gate.partition(".")
-    return Question(record.engine, subject, gate)
-
-
-def bundle_questions() -> list[Question]:
-    """List what is asked of the files alone."""
-    gates = ("manifest", "files", "golden", "tokens", "noise", "constants", "thresholds", "other")
-    return [Question("bundle", "", gate) for gate in gates]
-
-
-def engine_questions(bundle: Bundle, engine: Engine) -> list[Question]:
-    """List what is asked of one engine, in the order of the gates."""
-    held, label = engine.holds(bundle), engine.label
-    chained, fused = set(CHAIN) <= set(held), "generator" in held
-    found = [("", "load"), ("", "contract"), *((component, "parity") for component in held)]
-    found += [("x0", "parity"), ("image", "parity")] if chained else []
-    paths = [*(["pipeline"] if chained else []), *(["generator"] if fused else [])]
-    found += [(path, gate) for path in paths for gate in SANITY_OF_PICTURES]
-    found += [("", "fused")] if chained and fused else []
-    return [Question(label, *rest) for rest in (*found, ("", "other"))]
+OnPart = Callable[[int, str], None]
+"""Called as ``on_part(index, what)`` before each part that takes a while."""
 
 
 class Inspection:
     """The answers for one bundle; each engine runs once, when first asked about."""
 
-    def __init__(
-        self, bundle: Bundle, engines: Iterable[Engine], threads: int, checkpoint: str | None = None
-    ) -> None:
-        self.bundle, self.threads, self.checkpoint = bundle, threads, checkpoint
-        self.engines = {engine.label: engine for engine in engines}
+    def __init__(self, bundle: Bundle, choice: Choice, threads: int, checkpoint: str | None = None) -> None:
+        self.bundle, self.choice, self.threads, self.checkpoint = bundle, choice, threads, checkpoint
+        self.engines = {engine.label: engine for engine in choice.variants(bundle)}
         self.sessions: dict[str, Session] = {}
         self._records: dict[str, tuple[Record, ...]] = {}
 
     @functools.cached_property
-    def questions(self) -> tuple[Question, ...]:
-        """Everything that will be asked."""
-        of_engines = [q for e in self.engines.values() for q in engine_questions(self.bundle, e)]
-        return (*bundle_questions(), *of_engines)
+    def parts(self) -> dict[Question, str]:
+        """Everything that will be asked, each with the part that answers."""
+        asked = {
+            FILES: file_questions(),
+            PROGRAMS: program_questions(self.bundle, self.choice.backends),
+            FLOORS: [Question("bundle", "", "floors"), Question("bundle", "", "other")],
+        }
+        asked |= {label: engine_questions(self.bundle, engine) for label, engine in self.engines.items()}
+        order = (FILES, PROGRAMS, *self.engines, FLOORS)
+        return {question: part for part in order for question in asked[part]}
 
-    def records(self, label: str) -> tuple[Record, ...]:
-        """Return the records of one engine, or of the files alone."""
-        if label not in self._records:
-            asked = (
-                self._of_files()
-                if label == "bundle"
-                else engine_gates(self.bundle, self.engines[label], self.threads)
-            )
-            self._records[label] = tuple(asked)
-        return self._records[label]
+    def everything(self, on_part: OnPart | None = None) -> list[Record]:
+        """Ask every part in turn; no runtime opens a file that is not the exported one."""
+        found = list[Record]()
+        captions = {FILES: "files, tokenizer, noise, constants", PROGRAMS: "structure and weights"}
+        for index, part in enumerate((FILES, PROGRAMS, *self.engines)):
+            if on_part and not (index and self.changed()):
+                on_part(index, captions.get(part, part))
+            found += self.records(part)
+        return [*found, *self.records(FLOORS)]
 
-    def _of_files(self) -> Iterator[Record]:
-        """Ask the files; what is inside the programs falls to the question ``other``."""
-        sound = True
-        for record in bundle_gates(self.bundle):
-            sound &= (address(record).gate, record.verdict) != ("files", "fail")
-            yield record
-        if sound:
-            yield from program_gates(self.bundle, self.checkpoint)
+    def records(self, part: str) -> tuple[Record, ...]:
+        """Return the records of one part; none but the files' where those are not the exported ones."""
+        if part not in self._records:
+            self._records[part] = tuple(self._asked(part))
+        return self._records[part]
+
+    def _asked(self, part: str) -> Iterator[Record]:
+        """Ask one part."""
+        if part == FILES:
+            yield from bundle_gates(self.bundle)
+        elif self.changed():
+            return
+        elif part == PROGRAMS:
+            yield from program_gates(self.bundle, self.checkpoint, self.choice.backends)
+        elif part == FLOORS:
+            yield self._floors()
+        else:
+            yield from engine_gates(self.bundle, self.engines[part], self.threads)
+
+    def _floors(self) -> SanityRecord:
+        """Hold the floors of sensitivity to what all engines showed."""
+        found = floor_gate([r for label in self.engines for r in self.records(label)])
+        words = "not judged: no engine drew a picture that shows what the floors of sensitivity must be"
+        return found or SanityRecord(gate=FLOORS, engine="bundle", verdict="skip", sentence=words)
 
     def answers(self, question: Question) -> tuple[Record, ...]:
         """Return the records that answer a question."""
-        records = self.records(question.engine)
-        if question.gate != "other":
-            return tuple(r for r in records if address(r) == question)
-        foreseen = set(self.questions)
-        return tuple(r for r in records if address(r) not in foreseen)
+        if question.gate == "other":
+            return tuple(self._unforeseen(question))
+        return tuple(r for r in self.records(self.parts[question]) if question.answered_by(r))
+
+    def _unforeseen(self, other: Question) -> Iterator[Record]:
+        """Return what no question is about: of one engine, or of all that is no engine's."""
+        parts = (other.engine,) if other.engine in self.engines else (FILES, PROGRAMS, FLOORS)
+        for part in parts:
+            asked = [q for q, of in self.parts.items() if of == part]
+            yield from (r for r in self.records(part) if not any(q.answered_by(r) for q in asked))
 
     def changed(self) -> str | None:
         """Say that no engine may be asked, where the files are not those of the manifest."""
-        failed = any(r.verdict == "fail" for r in self.records("bundle") if address(r).gate == "files")
+        failed = any(r.verdict == "fail" for r in self.records(FILES) if address(r).gate == "files")
         return "not asked, because the files are not those that were exported" if failed else None
 
-    def stop(self, label: str, gate: str) -> str | None:
-        """Return the sentence of the record that ended an engine's gates before their end, if it did."""
-        ends = (r for r in self.records(label) if address(r).gate == gate and r.verdict == "fail")
-        return next((f"not reached: {r.sentence}" for r in ends), None)
+    def obstacle(self, question: Question) -> str | None:
+        """Return the failure elsewhere that a question cannot be asked for, if there is one."""
+        if question[1:] == ("", "files"):
+            return None
+        if reason := self.changed():
+            return reason
+        if self.parts[question] not in self.engines or question.gate in ("load", "other"):
+            return None
+        return self._failed(Question(question.engine, "", "load"))
+
+    def stop(self, question: Question) -> str | None:
+        """Return the sentence of the failure that ended the gates before a question was reached."""
+        if self.parts[question] in self.engines:
+            return self._failed(Question(question.engine, "", "contract"))
+        program = f"{question.subject}.mlpackage" if question.gate == "twin" else question.subject
+        return self._failed(Question("bundle", program, "structure"))
+
+    def _failed(self, earlier: Question) -> str | None:
+        """Return the sentence of a failure, for those who come after it."""
+        found = self.answers(earlier) if earlier in self.parts else ()
+        return next((f"not reached: {r.sentence}" for r in found if r.verdict == "fail"), None)
 
     def session(self, label: str) -> Session:
         """Return a loaded engine; loaded once."""
@@ -144,7 +144,7 @@ class Inspection:
             None where it is not about a picture, or the engine cannot draw it.
         """
         quantity = {"pipeline": "image"}.get(question.subject, question.subject)
-        if quantity not in PICTURES:
+        if quantity not in PICTURES or self.parts[question] not in self.engines:
             return None
         golden = self.bundle.golden()[case]
         try:
@@ -171,27 +171,3 @@ def draw(pipeline: Pipeline, quantity: str, golden: dict[str, Array]) -> Array:
 def to_hwc(image: Array) -> Array:
     """Turn (1, 3, height, width) into (height, width, 3)."""
     return np.ascontiguousarray(image[0].transpose(1, 2, 0), dtype=np.float32)
-
-
-def choose(
-    bundle: Bundle, names: Iterable[str], checkpoint: str | None
-) -> tuple[list[AnyEngine], list[Refusal]]:
-    """Return the engines to inspect, one per kind of file, and those that cannot run here.
-
-    Args:
-        bundle: what to inspect.
-        names: words of the engines; none for all that the bundle serves.
-        checkpoint: where the eager engine finds the checkpoint.
-    """
-    reasons = available(bundle, checkpoint)
-    held = {a.backend for a in bundle.manifest.artifacts} | {"eager"}
-    words = list(dict.fromkeys(names)) or [word for word in reasons if word in held]
-    engines: list[AnyEngine] = []
-    refusals = []
-    for word in words:
-        engine = named(word, checkpoint)
-        if reason := reasons[word]:
-            refusals.append(Refusal(word, reason))
-        else:
-            engines += engine.variants(bundle)  # type: ignore[arg-type]
-    return engines, refusals

@@ -6,7 +6,7 @@ What is not there is said in a record of its own, which is no pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.export.anatomy import AnatomyError
@@ -18,6 +18,7 @@ from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.listing_gates import DECODE_ERRORS, OPEN_ERRORS, lines_gate, weight_gate
 from flashbulb.runtimes.opening import label, open_listing, open_source
 from flashbulb.runtimes.optimum_gates import optimum_gates
+from flashbulb.runtimes.questions import has_optimum, twinned
 from flashbulb.runtimes.records import SanityRecord, Verdict
 from flashbulb.runtimes.source_gates import checkpoint_gates, rule_gates
 from flashbulb.runtimes.sources import Sources, sources
@@ -55,7 +56,11 @@ def program_gates(
     if not backends or "ort" in backends:
         yield from optimum_gates(bundle, found)
     if reason:
-        yield from _not_judged(bundle, reason, "skip" if checkpoint is None else "fail")
+        verdict: Verdict = "skip" if checkpoint is None else "fail"
+        missed = {**_of_source(bundle), **_of_programs(chosen, has_optimum(bundle, backends))}
+        for gate, (engine, what) in missed.items():
+            words = f"not judged: {what} could be held to the checkpoint: {reason}"
+            yield SanityRecord(gate=gate, engine=engine, verdict=verdict, sentence=words)
 
 
 def source_gate(bundle: Bundle) -> SanityRecord:
@@ -89,20 +94,24 @@ def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | N
     return lines_gate(label(artifact), listing, recorded, [f"the manifest's {d}" for d in told])
 
 
-def _not_judged(bundle: Bundle, reason: str, verdict: Verdict) -> Iterator[SanityRecord]:
-    """Name each gate that needs the checkpoint; where one was named, it must be the bundle's."""
+def _of_source(bundle: Bundle) -> dict[str, tuple[str, str]]:
+    """Name each gate that holds the manifest to the checkpoint, with its engine and its subject."""
     missed = {"weights": "no weight", "schedule": "no constant of the one step", "lineage": "no lineage"}
     missed |= {f"tokenizer.{t.folder}": f"no word of {t.folder}" for t in bundle.manifest.tokenizers}
-    for gate, what in missed.items():
-        words = f"not judged: {what} could be held to the checkpoint: {reason}"
-        yield SanityRecord(gate=gate, engine="bundle", verdict=verdict, sentence=words)
+    return {gate: ("bundle", what) for gate, what in missed.items()}
+
+
+def _of_programs(chosen: Sequence[Artifact], optimum: bool) -> dict[str, tuple[str, str]]:
+    """Name each gate that needs the checkpoint for some kinds of programs, with its engine and subject."""
+    missed = {"optimum": ("bundle", "no setting for optimum")} if optimum else {}
+    return missed | ({"twin": ("mil", "no twin of a Core ML program")} if twinned(chosen) else {})
 
 
 def _twin(
     bundle: Bundle, artifact: Artifact, listing: Listing, wanted: Sources, checkpoint: Checkpoint
 ) -> Iterator[SanityRecord]:
-    """Judge the float32 twin of a Core ML component; the fused program is made of the same parts."""
-    if artifact.format != "mlpackage" or artifact.component == "generator":
+    """Judge the float32 twin of a Core ML component."""
+    if not twinned([artifact]):
         return
     from flashbulb.runtimes.twin import twin_gate
 

@@ -12,10 +12,12 @@ import msgspec
 import pytest
 
 from flashbulb.export.bundle import MANIFEST, Bundle, BundleError, read_bundle, verify
+from flashbulb.runtimes.choice import Refusal, choose
 from flashbulb.runtimes.engines import engine_names
 from flashbulb.runtimes.engines.base import Array, EngineError, Session
-from flashbulb.runtimes.inspection import Inspection, Question, Refusal, choose
+from flashbulb.runtimes.inspection import Inspection
 from flashbulb.runtimes.picture_diff import file_name, save_diff
+from flashbulb.runtimes.questions import Question
 from flashbulb.runtimes.records import (
     ParityRecord,
     Report,
@@ -40,9 +42,9 @@ class GateFailure(Exception):
 class BundlePlugin:
     """What is registered with pytest when a bundle is named."""
 
-    def __init__(self, root: Path, out: Path, inspection: Inspection | None, refusals: list[Refusal]) -> None:
-        self.root, self.out, self.inspection, self.refusals = root, out, inspection, refusals
-        self.unreadable = ""
+    def __init__(self, root: Path, out: Path, inspection: Inspection | None, unreadable: str = "") -> None:
+        self.root, self.out, self.inspection, self.unreadable = root, out, inspection, unreadable
+        self.refusals = inspection.choice.refusals if inspection else ()
         self.records: list[Record] = []
         self.pictures: list[Path] = []
 
@@ -64,13 +66,11 @@ class BundlePlugin:
         try:
             bundle = read_bundle(root)
         except BundleError as error:  # a failed test, so that it stands in the JUnit XML as well
-            broken = cls(root, out_folder(config), None, [])
-            broken.unreadable = str(error)
-            return broken
+            return cls(root, out_folder(config), None, str(error))
         checkpoint = config.getoption("--flashbulb-checkpoint")
-        engines, refusals = choose(bundle, names, checkpoint)
+        choice = choose(bundle, names, checkpoint)
         threads = max(1, config.getoption("--flashbulb-threads"))
-        return cls(root, out_folder(config), Inspection(bundle, engines, threads, checkpoint), refusals)
+        return cls(root, out_folder(config), Inspection(bundle, choice, threads, checkpoint))
 
     def pytest_configure(self, config: pytest.Config) -> None:
         """Offer the fixtures."""
@@ -103,14 +103,15 @@ class BundlePlugin:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the records."""
         found = msgspec.convert(getattr(report, "flashbulb_records", []), list[_Told])
-        self.records += [t.parity or t.sanity for t in found if t.parity or t.sanity]  # type: ignore[misc]
+        told = [t.parity or t.sanity for t in found if t.parity or t.sanity]
+        self.records += [r for r in told if r not in self.records]  # type: ignore[misc]
         self.pictures += [Path(p) for p in getattr(report, "flashbulb_pictures", [])]
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write the report and its summary; a worker of pytest-xdist leaves that to its controller."""
         if hasattr(session.config, "workerinput") or not self.records:
             return
-        self.records += [refused(r) for r in self.refusals]
+        self.records += [r.record() for r in self.refusals]
         report = self.report()
         write_report(report, self.out / "report.json")
         publish(markdown(report), self.out / "summary.md")
@@ -150,17 +151,16 @@ class Gates(pytest.Collector):
         self.plugin = plugin
 
     def collect(self) -> Iterator[Gate]:
-        """Make one test per question, and one that is skipped per engine that cannot run here."""
+        """Make one test per question, and one per engine that cannot run here."""
         plugin = self.plugin
-        questions = (
-            plugin.inspection.questions if plugin.inspection else (Question("bundle", "", "manifest"),)
-        )
-        for question in questions:
+        for question in (
+            plugin.inspection.parts if plugin.inspection else (Question("bundle", "", "manifest"),)
+        ):
             yield self.gate(question, None)
         for refusal in plugin.refusals:
-            yield self.gate(Question(refusal.engine, "", "load"), refusal.reason)
+            yield self.gate(Question(refusal.engine, "", "load"), refusal)
 
-    def gate(self, question: Question, refusal: str | None) -> Gate:
+    def gate(self, question: Question, refusal: Refusal | None) -> Gate:
         """Make one test."""
         made: Gate = Gate.from_parent(
             self,
@@ -176,7 +176,9 @@ class Gates(pytest.Collector):
 class Gate(pytest.Item):
     """One gate of one program on one engine."""
 
-    def __init__(self, *, plugin: BundlePlugin, question: Question, refusal: str | None, **rest: Any) -> None:
+    def __init__(
+        self, *, plugin: BundlePlugin, question: Question, refusal: Refusal | None, **rest: Any
+    ) -> None:
         super().__init__(**rest)
         self.plugin, self.question, self.refusal = plugin, question, refusal
         self.extra_keyword_matches.update(question)  # what -k looks at
@@ -186,7 +188,7 @@ class Gate(pytest.Item):
     def runtest(self) -> None:
         """Answer the question."""
         if self.refusal:
-            pytest.skip(self.refusal)
+            (fail if self.refusal.wanted else pytest.skip)(self.refusal.sentence)
         if self.question.gate == "manifest":
             if self.plugin.unreadable:
                 fail(self.plugin.unreadable)
@@ -195,30 +197,21 @@ class Gate(pytest.Item):
         self.judge(self.plugin.inspection)
 
     def judge(self, inspection: Inspection) -> None:
-        """Ask, keep the records, and fail with what people need to know."""
+        """Ask, keep the records, and fail with what people need to know; what was not judged is no pass."""
         question = self.question
-        self.unless_obstructed(inspection)
+        if reason := inspection.obstacle(question):
+            pytest.skip(reason)
         found = inspection.answers(question)
         self.records = [_Told(parity=r) if isinstance(r, ParityRecord) else _Told(sanity=r) for r in found]
         failed = [r for r in found if r.verdict == "fail"]
         if failed:
             fail("\n".join([*self.lines(failed, found), *self.save_picture(inspection, failed)]))
         if not found and question.gate not in ("contract", "other"):
-            if stop := inspection.stop(question.engine, "contract"):
+            if stop := inspection.stop(question):
                 pytest.skip(stop)
             fail(f"{question}: the gate left no record, which proves nothing; please report it")
-
-    def unless_obstructed(self, inspection: Inspection) -> None:
-        """Skip what could not be asked, with the reason that fails elsewhere."""
-        reason = inspection.changed() if self.question[1:] != ("", "files") else None
-        if (
-            reason is None
-            and self.question.engine != "bundle"
-            and self.question.gate not in ("load", "other")
-        ):
-            reason = inspection.stop(self.question.engine, "load")
-        if reason:
-            pytest.skip(reason)
+        if found and all(r.verdict == "skip" for r in found):
+            pytest.skip("; ".join(dict.fromkeys(r.sentence for r in found)))
 
     def lines(self, failed: list[Record], found: tuple[Record, ...]) -> list[str]:
         """Write the failed sentences, and for parity all cases beside one another."""
@@ -297,12 +290,6 @@ def fixtures(plugin: BundlePlugin) -> types.ModuleType:
 def fail(words: str) -> NoReturn:
     """Fail a gate."""
     raise GateFailure(words)
-
-
-def refused(refusal: Refusal) -> SanityRecord:
-    """Record an engine that cannot run here."""
-    words = f"{refusal.engine}: {refusal.reason}"
-    return SanityRecord(gate="engine", engine=refusal.engine, verdict="skip", sentence=words)
 
 
 def out_folder(config: pytest.Config) -> Path:

@@ -20,7 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="engine to test; may be repeated; by default all that the bundle serves and this machine has",
+        help="engine to test, a failure where it cannot run; may be repeated; "
+        "by default all that the bundle serves and this machine has",
     )
     group.addoption(
         "--flashbulb-checkpoint",

@@ -12,13 +12,13 @@ import msgspec
 
 from flashbulb.export.bundle import MANIFEST, Bundle, BundleError, read_bundle, verify
 from flashbulb.runtimes.baseline import Optimum
-from flashbulb.runtimes.engines import AnyEngine, Eager, engine_named, engine_names
+from flashbulb.runtimes.choice import available, choose, named, refusal
+from flashbulb.runtimes.engines import AnyEngine, Eager
 from flashbulb.runtimes.engines.base import EngineError
-from flashbulb.runtimes.gates import bundle_gates, engine_gates
+from flashbulb.runtimes.inspection import Inspection
 from flashbulb.runtimes.latency import Effort, Subject
 from flashbulb.runtimes.latency import bench as bench_engines
 from flashbulb.runtimes.pipeline import Pipeline, save_png
-from flashbulb.runtimes.program_gates import program_gates
 from flashbulb.runtimes.records import (
     BundleIdentity,
     Device,
@@ -34,7 +34,6 @@ from flashbulb.runtimes.records import (
     write_report,
 )
 from flashbulb.runtimes.regression import Limits, open_baseline
-from flashbulb.runtimes.source_gates import floor_gate
 from flashbulb.runtimes.summary import markdown, publish
 
 log = logging.getLogger(__name__)
@@ -167,30 +166,21 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
     if config.device:
         return _check_elsewhere(config, bundle, config.device, on_step)
     baseline = open_baseline(config.baseline, _limits(config))
-    records: list[Record] = []
-    chosen = _engines(bundle, config.engine, config.checkpoint, records)
-    engines = [variant for engine in chosen for variant in engine.variants(bundle)]
-    total = len(engines) + 2 + (baseline is not None) + config.bisect
-    _say(on_step, 0, total, "files, tokenizer, noise, constants")
-    records += bundle_gates(bundle)
-    sound = not any(isinstance(r, SanityRecord) and (r.gate, r.verdict) == ("files", "fail") for r in records)
-    if sound:
-        _say(on_step, 1, total, "structure and weights")
-        chosen_backends = {e.backend for e in engines if config.engine}
-        records += program_gates(bundle, config.checkpoint, chosen_backends)
-    for index, engine in enumerate(engines if sound else []):
-        _say(on_step, index + 2, total, engine.label)
-        records += engine_gates(bundle, engine, _threads(config.threads))
+    choice = choose(bundle, _names(config.engine), config.checkpoint)
+    choice.require()
+    asked = Inspection(bundle, choice, _threads(config.threads), config.checkpoint)
+    total = len(asked.engines) + 2 + (baseline is not None) + config.bisect
+    records: list[Record] = [r.record() for r in choice.refusals]
+    records += asked.everything(lambda index, what: _say(on_step, index, total, what))
+    sound = asked.changed() is None
     if config.bisect and sound:
         from flashbulb.runtimes.bisect.stage import bisect
 
-        _say(on_step, len(engines) + 2, total, "bisect")
-        records += bisect(bundle, config.checkpoint, chosen_backends)
-    if (floors := floor_gate(records)) is not None:
-        records.append(floors)
+        _say(on_step, len(asked.engines) + 2, total, "bisect")
+        records += bisect(bundle, config.checkpoint, choice.backends)
     if baseline and sound:
         _say(on_step, total - 1, total, f"against {config.baseline}")
-        records += baseline.compare(bundle, chosen, records)
+        records += baseline.compare(bundle, choice.engines, records)
     report = _report("check", bundle, records, config.out)
     if config.summary:
         publish(markdown(report), Path(config.summary))
@@ -269,21 +259,6 @@ def identity(bundle: Bundle) -> BundleIdentity:
     )
 
 
-def available(bundle: Bundle, checkpoint: str | None = None) -> dict[str, str | None]:
-    """Return every engine's name with the reason why it cannot run this bundle here, or None."""
-    return {name: refusal(bundle, named(name, checkpoint)) for name in engine_names()}
-
-
-def refusal(bundle: Bundle, engine: AnyEngine) -> str | None:
-    """Say why an engine cannot run this bundle here; None when it can."""
-    return engine.missing() or engine.serves(bundle)
-
-
-def named(name: str, checkpoint: str | None = None) -> AnyEngine:
-    """Return an engine by its name; only eager needs to know where the checkpoint is."""
-    return Eager(checkpoint=checkpoint) if name == "eager" else engine_named(name)
-
-
 def _engine(bundle: Bundle, name: str | None, checkpoint: str | None) -> AnyEngine:
     """Return the named engine, or the first that works, refusing with every reason."""
     reasons = []
@@ -298,20 +273,15 @@ def _engine(bundle: Bundle, name: str | None, checkpoint: str | None) -> AnyEngi
 def _engines(
     bundle: Bundle, name: str | None, checkpoint: str | None, records: list[Record]
 ) -> list[AnyEngine]:
-    """Return what to judge; what cannot run here is recorded as skipped, never passed over in silence."""
-    if name:
-        return [_engine(bundle, name, checkpoint)]
-    held = {a.backend for a in bundle.manifest.artifacts} | {"eager"}
-    reasons = {k: v for k, v in available(bundle, checkpoint).items() if named(k, checkpoint).backend in held}
-    records += [
-        SanityRecord(gate="engine", engine=word, verdict="skip", sentence=f"{word}: {reason}")
-        for word, reason in reasons.items()
-        if reason
-    ]
-    found = [named(word, checkpoint) for word, reason in reasons.items() if reason is None]
-    if not found:
-        raise EngineError(f"no engine can run this bundle here: {'; '.join(r.sentence for r in records)}")
-    return found
+    """Return what to time; what cannot run here is recorded as skipped, never passed over in silence."""
+    choice = choose(bundle, _names(name), checkpoint)
+    choice.require()
+    records += [r.record() for r in choice.refusals]
+    return list(choice.engines)
+
+
+def _names(name: str | None) -> tuple[str, ...]:
+    return (name,) if name else ()
 
 
 def _limits(config: CheckConfig) -> Limits:
@@ -369,4 +339,14 @@ def _say(on_step: OnStep | None, done: int, total: int, what: str) -> None:
         on_step(done, total, what)
 
 
-__all__ = ["BenchConfig", "BundleError", "CheckConfig", "RunConfig", "available", "bench", "check", "run"]
+__all__ = [
+    "BenchConfig",
+    "BundleError",
+    "CheckConfig",
+    "RunConfig",
+    "available",
+    "bench",
+    "check",
+    "named",
+    "run",
+]

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from flashbulb.apps.cli import arguments
+from flashbulb.export.bundle import MANIFEST
+from flashbulb.runtimes.engines import engine_names
 from flashbulb.runtimes.stage import CheckConfig
 
 ROOT = Path(__file__).parents[2]
@@ -88,6 +90,20 @@ def test_a_workflow_gives_the_action_what_it_takes(path: Path, action: dict[str,
                 given = set(step["with"])
                 assert given <= set(action["inputs"])
                 assert {n for n, told in action["inputs"].items() if told.get("required")} <= given
+
+
+def test_the_engines_are_all_named(action: dict[str, Any]) -> None:
+    told = set(re.findall(r"\w+", action["inputs"]["engine"]["description"]))
+    assert set(engine_names()) <= told
+
+
+def test_the_example_asks_for_a_baseline_only_where_there_is_one() -> None:
+    flow = yaml.safe_load((ROOT / ".github/examples/check-bundle.yml").read_text())
+    *_, checkout, step = flow["jobs"]["check"]["steps"]
+    given = re.fullmatch(r"\$\{\{ hashFiles\('(.+)'\) != '' && '(.+)' \|\| '' \}\}", step["with"]["baseline"])
+    assert given
+    assert given[2] == f"{checkout['with']['path']}/{step['with']['bundle']}"
+    assert given[1] == f"{given[2]}/{MANIFEST}"
 
 
 def shims(folder: Path) -> dict[str, str]:

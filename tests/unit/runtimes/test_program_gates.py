@@ -20,6 +20,8 @@ pytest.importorskip("coremltools")
 pytestmark = pytest.mark.slow
 Failed = Callable[[Path], dict[str, str]]
 WEIGHT = "down_blocks.0.resnets.0.conv2.weight"
+OF_CHECKPOINT = ["weights", "schedule", "lineage", "tokenizer.tokenizer", "optimum", "twin"]
+"""Gates that nothing can be held to where the checkpoint is not at hand."""
 
 
 @pytest.fixture
@@ -273,7 +275,7 @@ def test_without_the_checkpoint_weights_cannot_be_judged(copied: Path) -> None:
     value["source"]["checkpoint"] = "nowhere/at-all"
     path.write_text(json.dumps(value))
     found = [r for r in program_gates(read_bundle(copied)) if r.verdict == "skip"]
-    assert [r.gate for r in found] == ["weights", "schedule", "lineage", "tokenizer.tokenizer"]
+    assert [r.gate for r in found] == OF_CHECKPOINT
     assert all("not judged: no " in r.sentence and "is not on this machine" in r.sentence for r in found)
 
 
@@ -302,7 +304,7 @@ def test_records_that_name_no_checkpoint_are_told(copied: Path, resign: Callable
 
 def test_a_named_checkpoint_must_be_the_bundles(programs: Path, tiny_sd: Path) -> None:
     found = [r for r in program_gates(read_bundle(programs), str(tiny_sd)) if r.verdict == "fail"]
-    assert [r.gate for r in found] == ["weights", "schedule", "lineage", "tokenizer.tokenizer"]
+    assert [r.gate for r in found] == OF_CHECKPOINT
     assert "that the bundle was exported from" in found[0].sentence
 
 

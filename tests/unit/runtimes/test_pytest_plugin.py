@@ -14,15 +14,26 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes import inspection
-from flashbulb.runtimes.inspection import Inspection, address, bundle_questions, engine_questions
-from flashbulb.runtimes.records import read_report
+from flashbulb.runtimes import choice, inspection
+from flashbulb.runtimes.choice import Choice
+from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.inspection import Inspection
+from flashbulb.runtimes.questions import Record, program_questions
+from flashbulb.runtimes.records import SanityRecord, read_report
+from flashbulb.runtimes.stage import CheckConfig, check
 
 pytest_plugins = ["pytester"]
 PLUGIN = ("-p", "flashbulb.runtimes.pytest_plugin")
 Run = Callable[..., pytest.RunResult]
+
+
+def sound_programs(bundle: Bundle, *_: Any) -> list[Record]:
+    """Stand in for the gates of programs, where a bundle's files are none: a record that passes for each."""
+    names = [(".".join(filter(None, (q.gate, q.subject))), q.engine) for q in program_questions(bundle)]
+    return [SanityRecord(gate=gate, engine=e, verdict="pass", sentence="sound") for gate, e in names]
 
 
 @pytest.fixture
@@ -33,10 +44,14 @@ def run(
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
 
-    def call(*words: str, **fault: Callable[..., Any]) -> pytest.RunResult:
+    real = choice.named
+
+    def call(
+        *words: str, programs: Callable[..., Any] = sound_programs, **fault: Callable[..., Any]
+    ) -> pytest.RunResult:
         engine = world.Engine(fault=fault)
-        monkeypatch.setattr(inspection, "named", lambda name, checkpoint=None: engine)
-        monkeypatch.setattr(inspection, "program_gates", lambda *_: [])  # its files are no programs
+        monkeypatch.setattr(choice, "named", lambda name, path=None: engine if name == "ort" else real(name))
+        monkeypatch.setattr(inspection, "program_gates", programs)
         flags = ("--flashbulb", str(bundle.root), "--flashbulb-engine", "ort")
         return pytester.runpytest_inprocess(*PLUGIN, *flags, *words)
 
@@ -73,16 +88,89 @@ def test_a_sound_bundle_passes_every_gate_by_name(run: Run, pytester: pytest.Pyt
 def test_each_record_of_a_sound_bundle_was_foreseen(
     bundle: Bundle, world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gate that is added to `gates.py` wants a line in `inspection.py`: this test says so."""
-    monkeypatch.setattr(inspection, "program_gates", lambda *_: [])
-    engine = world.Engine()
-    asked = Inspection(bundle, [engine], 1)
-    records = (*asked.records("bundle"), *asked.records("ort"))
-    foreseen = {*bundle_questions(), *engine_questions(bundle, engine)}
-    assert {address(r) for r in records} - foreseen == set()
-    assert foreseen - {address(r) for r in records} == {
-        q for q in foreseen if q.gate in ("manifest", "other", "contract")
+    """A gate that is added to `gates.py` wants a line in `questions.py`: this test says so."""
+    monkeypatch.setattr(inspection, "program_gates", sound_programs)
+    asked = Inspection(bundle, Choice(engines=(world.Engine(),), refusals=()), 1)
+    answered = {question: asked.answers(question) for question in asked.parts}
+    assert {q.gate for q, found in answered.items() if not found} == {"manifest", "other", "contract"}
+    assert all(not found for q, found in answered.items() if q.gate == "other")
+    assert {r for found in answered.values() for r in found} == set(asked.everything())
+
+
+def test_a_record_that_no_question_is_about_is_not_passed_over(run: Run, pytester: pytest.Pytester) -> None:
+    def with_a_new_gate(bundle: Bundle, *_: Any) -> list[Record]:
+        new = SanityRecord(gate="new.unet", engine="bundle", verdict="fail", sentence="nobody foresaw it")
+        return [*sound_programs(bundle), new]
+
+    run("--junitxml", "junit.xml", programs=with_a_new_gate)
+    found = outcomes(pytester.path / "junit.xml")
+    assert {name for name, what in found.items() if what == "fail"} == {"flashbulb.bundle.other"}
+
+
+@pytest.mark.parametrize("floor", ["prompt", "noise"])
+def test_a_lowered_floor_fails_and_the_command_has_the_very_records(
+    run: Run, pytester: pytest.Pytester, bundle: Bundle, world: SimpleNamespace, floor: str
+) -> None:
+    world.edit(bundle, lambda manifest: manifest["sanity"].__setitem__(f"{floor}_rms_min", 0.0))
+    assert run("--junitxml", "junit.xml").ret == 1
+    found = outcomes(pytester.path / "junit.xml")
+    assert {name for name, what in found.items() if what == "fail"} == {"flashbulb.bundle.floors"}
+    words = junit(pytester.path / "junit.xml")["flashbulb.bundle.floors"].findtext("failure") or ""
+    assert f"the floor of {floor}_sensitivity" in words
+    told = read_report(pytester.path / "flashbulb/report.json")
+    command = check(CheckConfig(bundle=str(bundle.root), engine="ort", threads=1))
+    assert (set(told.sanity), set(told.parity)) == (set(command.sanity), set(command.parity))
+    assert len(told.records) == len(command.records)
+
+
+def test_what_was_not_judged_is_skipped_with_the_reason(run: Run, pytester: pytest.Pytester) -> None:
+    """The gates of programs as they are: these files are no programs, and there is no checkpoint."""
+    pytest.importorskip("onnxruntime")
+    assert run("--junitxml", "junit.xml", programs=inspection.program_gates).ret == 1
+    cases, found = junit(pytester.path / "junit.xml"), outcomes(pytester.path / "junit.xml")
+    components = ("text_encoder", "unet", "vae_decoder", "generator")
+    failed = {name for name, what in found.items() if what == "fail"}
+    rule = "flashbulb.bundle.rule"  # the thresholds of these files are lower than an export's
+    assert failed == {rule, *(f"flashbulb.bundle.{c}.ort.structure" for c in components)}
+    unjudged = {f"flashbulb.bundle.{c}.ort.weights" for c in components}
+    unjudged |= {
+        f"flashbulb.bundle.{gate}" for gate in ("source", "schedule", "lineage", "tokenizer.tokenizer")
     }
+    assert {name for name, what in found.items() if what == "skip"} == unjudged
+    reason = cases["flashbulb.bundle.unet.ort.weights"].find("skipped")
+    assert reason is not None
+    assert "no weight could be held to the checkpoint: nowhere/at-all is not" in reason.get("message", "")
+    told = read_report(pytester.path / "flashbulb/report.json")
+    assert [r.gate for r in told.sanity].count("weights") == 1  # one record, though four tests tell it
+
+
+def test_a_named_engine_that_cannot_run_fails(run: Run, pytester: pytest.Pytester) -> None:
+    assert run("--flashbulb-engine", "executorch", "--junitxml", "junit.xml").ret == 1
+    found = outcomes(pytester.path / "junit.xml")
+    assert {name for name, what in found.items() if what != "pass"} == {"flashbulb.executorch.load"}
+    text = junit(pytester.path / "junit.xml")["flashbulb.executorch.load"].findtext("failure") or ""
+    assert "executorch: " in text
+    assert "Traceback" not in text
+    assert not read_report(pytester.path / "flashbulb/report.json").ok
+
+
+def test_core_ml_programs_are_interpreted_by_default(bundle: Bundle) -> None:
+    artifacts = [replace(a, backend="coreml", precision="float16") for a in bundle.manifest.artifacts]
+    other = replace(bundle.manifest, artifacts=tuple(artifacts))
+    found = choice.choose(Bundle(root=bundle.root, manifest=other), ())
+    words = [*(e.name for e in found.engines), *(r.engine for r in found.refusals)]
+    assert sorted(words) == ["coreml", "eager", "mil"]
+    assert [e.label for e in found.variants(bundle) if e.name == "mil"]
+    assert not any(r.wanted for r in found.refusals)
+    assert found.backends == frozenset()
+
+
+def test_where_no_engine_is_left_that_is_a_failure(bundle: Bundle) -> None:
+    other = Bundle(root=bundle.root, manifest=replace(bundle.manifest, artifacts=()))
+    found = choice.choose(other, ())
+    assert [(r.engine, r.wanted) for r in found.refusals] == [("eager", True)]
+    with pytest.raises(EngineError, match="no engine can run this bundle here: eager: "):
+        found.require()
 
 
 def test_a_fault_fails_its_own_gate_and_says_it_in_words(
@@ -179,6 +267,27 @@ def test_the_fixtures_and_a_conftest_of_the_project(run: Run, pytester: pytest.P
     result = run("-k", "mine", "-v")
     result.assert_outcomes(passed=2, deselected=result.parseoutcomes()["deselected"])
     result.stdout.fnmatch_lines(["*test_engine?ort?*"])
+
+
+def test_the_golden_tensors_are_a_fixture(run: Run, pytester: pytest.Pytester, bundle: Bundle) -> None:
+    from safetensors.numpy import load_file
+
+    vectors = load_file(bundle.root / "golden/vectors.safetensors")
+    np.savez(pytester.path / "vectors.npz", **vectors)
+    pytester.makepyfile(
+        test_mine="""
+        import numpy
+
+        def test_golden(golden):
+            vectors = numpy.load("vectors.npz")
+            told = {f"{i}.{name}": array for i, case in enumerate(golden) for name, array in case.items()}
+            assert len(golden) == 4
+            assert sorted(told) == sorted(vectors)
+            assert all(numpy.array_equal(told[name], vectors[name]) for name in told)
+        """
+    )
+    result = run("-k", "mine", "-v")
+    result.assert_outcomes(passed=1, deselected=result.parseoutcomes()["deselected"])
 
 
 def test_no_python_file_of_a_bundle_is_imported(run: Run, pytester: pytest.Pytester, bundle: Bundle) -> None:
