@@ -8,11 +8,7 @@ a failure.
 from __future__ import annotations
 
 import math
-import os
-import platform
-from collections.abc import Iterable
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,33 +16,14 @@ import msgspec
 
 from flashbulb.distill.typed_json import decode
 from flashbulb.distill.untrusted import UntrustedError, read_small
+from flashbulb.runtimes.machine import Device, host, runtime_versions, titles, usable_cores
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2 keeps the records of every device apart; 1 had one device, whatever was joined."""
 Verdict = Literal["pass", "fail", "skip"]
 Decision = Literal["pass", "fail", "undecided"]
 Metric = Literal["snr_db", "psnr_db"]
 EngineName = Annotated[str, msgspec.Meta(min_length=1)]
-
-
-class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The machine that ran the artifacts."""
-
-    kind: Literal["host", "qemu", "adb", "ios"] = "host"
-    """How it was reached; an emulated device has parity but never a latency."""
-    name: str
-    """Name or serial number, as its owner would recognise it."""
-    os: str
-    """Operating system and version."""
-    arch: str
-    """Processor architecture."""
-    cpu: str
-    """Processor model."""
-    cores: int
-    """Logical processors that this process may use."""
-    memory_bytes: int
-    """Main memory."""
-    attributes: dict[str, str] = {}
-    """What else decides a figure there: governor, thermal state, low-power mode."""
 
 
 class ParityRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -190,6 +167,9 @@ class RegressionRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
     """The same for people."""
 
 
+AnyRecord = SanityRecord | ParityRecord | LatencyRecord | RegressionRecord
+
+
 class BundleIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Which bundle the records are about."""
 
@@ -205,17 +185,9 @@ class BundleIdentity(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     """When it was exported."""
 
 
-class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Everything that one command measured, on one device."""
+class Measured(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What was measured on one device."""
 
-    schema_version: int = SCHEMA_VERSION
-    """Version of this layout."""
-    command: Literal["check", "bench", "report"]
-    """What was asked."""
-    created: str
-    """When, ISO 8601 in UTC."""
-    bundle: BundleIdentity | None
-    """What it was asked of; null when the bundle could not be read."""
     device: Device
     """Where it ran."""
     versions: dict[str, str]
@@ -223,7 +195,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     sanity: tuple[SanityRecord, ...] = ()
     """Conditions beside parity."""
     parity: tuple[ParityRecord, ...] = ()
-    """Comparisons with the golden reference."""
+    """Comparisons with the golden reference, which PyTorch computed."""
     latency: tuple[LatencyRecord, ...] = ()
     """Timings."""
     regression: tuple[RegressionRecord, ...] = ()
@@ -236,56 +208,69 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             )
 
     @property
-    def records(self) -> tuple[SanityRecord | ParityRecord | LatencyRecord | RegressionRecord, ...]:
-        """All records, in the order of the gates."""
+    def own(self) -> tuple[AnyRecord, ...]:
+        """All records of this device, in the order of the gates."""
         return (*self.sanity, *self.parity, *self.latency, *self.regression)
+
+
+class Report(Measured, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Everything that one command measured: on one device, and on others where reports were joined."""
+
+    schema_version: int = SCHEMA_VERSION
+    """Version of this layout."""
+    command: Literal["check", "bench", "report"]
+    """What was asked."""
+    created: str
+    """When, ISO 8601 in UTC."""
+    bundle: BundleIdentity | None
+    """What it was asked of; null when the bundle could not be read."""
+    others: tuple[Measured, ...] = ()
+    """What was measured on further devices, each with its own description; only joined reports have some."""
+
+    @property
+    def parts(self) -> tuple[Measured, ...]:
+        """What was measured, device by device."""
+        return (self, *self.others)
+
+    @property
+    def titles(self) -> tuple[str, ...]:
+        """A name for each device, no two alike."""
+        return titles([part.device for part in self.parts])
+
+    @property
+    def records(self) -> tuple[AnyRecord, ...]:
+        """All records of all devices."""
+        return tuple(record for part in self.parts for record in part.own)
 
     @property
     def failures(self) -> tuple[str, ...]:
         """The sentences of all records that failed."""
-        return tuple(r.sentence for r in self.records if r.verdict == "fail")
+        return self.told("fail")
 
     @property
     def skipped(self) -> tuple[str, ...]:
         """The sentences of all records that could not be judged here."""
-        return tuple(r.sentence for r in self.records if r.verdict == "skip")
+        return self.told("skip")
 
     @property
     def undecided(self) -> tuple[str, ...]:
         """The sentences of all comparisons that noise or a missing record left open."""
-        return tuple(r.sentence for r in self.records if r.verdict == "undecided")
+        return self.told("undecided")
+
+    def told(self, verdict: str) -> tuple[str, ...]:
+        """Return the sentences of one verdict; where there are several devices, each names its own."""
+        named = [f"{title}: " if self.others else "" for title in self.titles]
+        return tuple(
+            name + r.sentence
+            for name, part in zip(named, self.parts, strict=True)
+            for r in part.own
+            if r.verdict == verdict
+        )
 
     @property
     def ok(self) -> bool:
         """Whether something was judged, and all of it passed; an empty report proves nothing."""
         return not self.failures and not self.undecided and any(r.verdict == "pass" for r in self.records)
-
-
-def merge(reports: Iterable[Report], command: Literal["check", "bench", "report"] = "report") -> Report:
-    """Join the records of several reports; bundle, device and versions are the last one's.
-
-    Records of other machines name them, as ``ort@cortex-a53``; an emulator gives way to a device of times.
-
-    Raises:
-        ValueError: when there is none, or they are of different bundles.
-    """
-    found = list(reports)
-    known = {r.bundle.manifest_sha256 for r in found if r.bundle}
-    if not found or len(known) > 1:
-        raise ValueError(
-            f"wanted reports of one bundle, got {len(found)} of {len(known)} bundles; check it again"
-        )
-    return Report(
-        command=command,
-        created=now(),
-        bundle=next((r.bundle for r in reversed(found) if r.bundle), None),
-        device=next((r.device for r in reversed(found) if r.device.kind != "qemu"), found[-1].device),
-        versions={k: v for r in found for k, v in r.versions.items()},
-        sanity=tuple(s for r in found for s in r.sanity),
-        parity=tuple(p for r in found for p in r.parity),
-        latency=tuple(item for r in found for item in r.latency),
-        regression=tuple(item for r in found for item in r.regression),
-    )
 
 
 def write_report(report: Report, path: Path) -> Path:
@@ -296,19 +281,45 @@ def write_report(report: Report, path: Path) -> Path:
     return temporary.replace(path)
 
 
+class _Version(msgspec.Struct):
+    """The one field that every version of a report has."""
+
+    schema_version: int = 1
+
+
 def read_report(path: Path) -> Report:
-    """Read a report.
+    """Read a report; one of schema 1 is read as well, where its one device has measured all of it.
 
     Raises:
-        ValueError: when it is none, or of another version.
+        ValueError: when it is none, of another version, or of schema 1 and joined from several devices.
     """
     try:
-        report = decode(read_small(path), Report)
+        data = read_small(path)
+        version = decode(data, _Version).schema_version
+        if version not in (1, SCHEMA_VERSION):
+            raise ValueError(
+                f"wanted report schema {SCHEMA_VERSION} in {path}, got {version}; "
+                "use the flashbulb that wrote it"
+            )
+        report = decode(data, Report)
     except (OSError, UntrustedError) as error:
         raise ValueError(f"wanted a report of schema {SCHEMA_VERSION} in {path}, got: {error}") from error
-    if report.schema_version != SCHEMA_VERSION:
-        raise ValueError(f"wanted report schema {SCHEMA_VERSION} in {path}, got {report.schema_version}")
-    return report
+    return report if version == SCHEMA_VERSION else _of_schema_1(report, path)
+
+
+def _of_schema_1(report: Report, path: Path) -> Report:
+    """Bring a report of schema 1 up to date.
+
+    Raises:
+        ValueError: when reports of several devices were joined in it, since it does not say whose is what.
+    """
+    elsewhere = any("@" in record.engine for record in report.own)
+    if report.command == "report" and (elsewhere or report.device.kind != "host"):
+        raise ValueError(
+            "wanted a report that says which device each record is of, got a joined one of schema 1 "
+            f"in {path}; join the reports of `check` and `bench` again"
+        )
+    return msgspec.structs.replace(report, schema_version=SCHEMA_VERSION)
 
 
 def now() -> str:
@@ -316,64 +327,31 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def host() -> Device:
-    """Describe this machine."""
-    import psutil
-
-    return Device(
-        name=platform.node() or "this machine",
-        os=f"{platform.system()} {platform.release()}",
-        arch=platform.machine(),
-        cpu=_cpu_name(),
-        cores=usable_cores(),
-        memory_bytes=int(psutil.virtual_memory().total),
-        attributes=_attributes(),
-    )
-
-
-def usable_cores() -> int:
-    """Count the processors that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def runtime_versions() -> dict[str, str]:
-    """Return the versions of flashbulb, Python and whatever runtimes are installed."""
-    names = (
-        "flashbulb",
-        "numpy",
-        "tokenizers",
-        "torch",
-        "diffusers",
-        "onnxruntime",
-        "executorch",
-        "coremltools",
-    )
-    found = {"python": platform.python_version()}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def decibel(ratio: float) -> float:
     """Return ten times the decimal logarithm of a power ratio."""
     return 10.0 * math.log10(ratio)
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith(("model name", "Hardware")):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def _attributes() -> dict[str, str]:
-    governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    found = {"governor": governor.read_text().strip()} if governor.is_file() else {}
-    if hasattr(os, "getloadavg"):
-        found["load_average_1min"] = f"{os.getloadavg()[0]:.2f}"
-    return found
+__all__ = [
+    "SCHEMA_VERSION",
+    "AnyRecord",
+    "BundleIdentity",
+    "Decision",
+    "Device",
+    "EngineName",
+    "LatencyRecord",
+    "Measured",
+    "Metric",
+    "ParityRecord",
+    "RegressionRecord",
+    "Report",
+    "SanityRecord",
+    "Verdict",
+    "decibel",
+    "host",
+    "now",
+    "read_report",
+    "runtime_versions",
+    "usable_cores",
+    "write_report",
+]

@@ -19,6 +19,7 @@ from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle, read_bundle
 from flashbulb.runtimes.charts import chart, read_curves
 from flashbulb.runtimes.engines import Eager
+from flashbulb.runtimes.merge import merge
 from flashbulb.runtimes.pictures import Drawn, Row, draw_all, engine_row, rows, teacher_row
 from flashbulb.runtimes.records import (
     LatencyRecord,
@@ -26,7 +27,6 @@ from flashbulb.runtimes.records import (
     Report,
     Verdict,
     host,
-    merge,
     now,
     read_report,
     runtime_versions,

@@ -50,6 +50,8 @@ NO_TORCH = (
     "flashbulb.runtimes.inspection",
     "flashbulb.runtimes.pytest_plugin",
     "flashbulb.runtimes.questions",
+    "flashbulb.runtimes.machine",
+    "flashbulb.runtimes.merge",
     "flashbulb.runtimes.records",
     "flashbulb.runtimes.report",
     "flashbulb.runtimes.stage",

@@ -8,13 +8,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from flashbulb.runtimes.merge import merge
 from flashbulb.runtimes.parity import Subject, Threshold, judge
 from flashbulb.runtimes.records import (
     BundleIdentity,
     Report,
     SanityRecord,
     host,
-    merge,
     now,
     read_report,
     runtime_versions,
@@ -68,7 +68,7 @@ def test_what_is_no_report_is_said_to_be_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="wanted a report"):
         read_report(path)
     path.write_bytes(msgspec.json.encode(msgspec.structs.replace(make(), schema_version=9)))
-    with pytest.raises(ValueError, match=r"schema 1.*got 9"):
+    with pytest.raises(ValueError, match=r"schema 2.*got 9"):
         read_report(path)
 
 

@@ -16,7 +16,8 @@ from flashbulb.runtimes.devices.agreement import FLOAT32_DB, INT8_DB, agreement,
 from flashbulb.runtimes.devices.check import Wanted, check_device, chosen, open_device
 from flashbulb.runtimes.devices.remote import Launcher
 from flashbulb.runtimes.engines.base import EngineError
-from flashbulb.runtimes.records import Device, LatencyRecord, Report, merge, now
+from flashbulb.runtimes.merge import merge
+from flashbulb.runtimes.records import Device, LatencyRecord, Report, now
 from flashbulb.runtimes.stage import BenchConfig, CheckConfig, bench, check
 
 WANTED = Wanted(None, None, None, "0" * 64)
