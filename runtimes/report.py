@@ -22,10 +22,7 @@ from flashbulb.runtimes.engines import Eager
 from flashbulb.runtimes.merge import merge
 from flashbulb.runtimes.pictures import Drawn, Row, draw_all, engine_row, rows, teacher_row
 from flashbulb.runtimes.records import (
-    LatencyRecord,
-    ParityRecord,
     Report,
-    Verdict,
     host,
     now,
     read_report,
@@ -33,10 +30,19 @@ from flashbulb.runtimes.records import (
     write_report,
 )
 from flashbulb.runtimes.stage import OnStep, available, identity, named
+from flashbulb.runtimes.tables import (
+    KINDS,
+    QUANTITIES,
+    engine_name,
+    headline,
+    latency_tables,
+    overview,
+    parity_table,
+    with_twin,
+)
 
 log = logging.getLogger(__name__)
 
-QUANTITIES = ("text_encoder", "text_encoder_2", "unet", "x0", "vae_decoder", "image", "generator")
 FORMATS = {"mlpackage": "Core ML", "onnx": "ONNX", "ort": "ONNX Runtime", "pte": "ExecuTorch"}
 STUDENT = "student, 1 step"
 
@@ -68,17 +74,6 @@ class ReportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Seed of the first picture; the others follow."""
     figures: dict[str, list[dict[str, float | int | str]]] = {}
     """Further tables: heading -> rows of column -> value; the first column names the row."""
-
-
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
-    """The worst of several comparisons."""
-
-    text: str
-    threshold: str
-    max_abs: str
-    verdict: Verdict
-    share: float
-    """How much of the bar it fills: half is the threshold."""
 
 
 def report(config: ReportConfig, on_step: OnStep | None = None) -> Path:
@@ -165,6 +160,7 @@ def render(
     )
     environment.filters |= {
         "bytes": human_bytes,
+        "engine": engine_name,
         "ms": human_ms,
         "number": number,
         "zip": zip,
@@ -178,13 +174,16 @@ def render(
         grid=grid,
         reasons=[*reasons, *missing_engines(bundle, config.checkpoint)],
         size=tile(bundle.manifest.image.width),
-        parity=parity_table(records.parity),
-        latency=latency_tables(records.latency),
-        components=component_timings(records.latency),
+        headline=headline(records),
+        overview=overview(records),
+        kinds=KINDS,
+        attributes=dict.fromkeys(k for part in records.parts for k in part.device.attributes),
+        parity=parity_table(records),
+        agreement=parity_table(records, with_twin),
+        latency=latency_tables(records),
         charts=charts(config.stats),
         sizes=size_table(bundle),
         weights=weight_bytes(bundle, config.checkpoint),
-        counts=counts(records),
     )
 
 
@@ -193,67 +192,6 @@ def missing_engines(bundle: Bundle, checkpoint: str | None) -> list[str]:
     held = {a.backend for a in bundle.manifest.artifacts} | {"eager"}
     refused = {n: r for n, r in available(bundle, checkpoint).items() if r}
     return [f"{n}: {r}" for n, r in refused.items() if named(n, checkpoint).backend in held]
-
-
-def counts(records: Report) -> dict[str, int]:
-    """Count verdicts."""
-    found = [r.verdict for r in records.records]
-    return {v: found.count(v) for v in ("pass", "fail", "skip")}
-
-
-def parity_table(parity: Sequence[ParityRecord]) -> dict[str, Any]:
-    """Arrange the worst comparison of each quantity (row) and engine (column)."""
-    engines = list(dict.fromkeys((p.engine, p.precision) for p in parity))
-    names = [q for q in QUANTITIES if any(p.quantity == q for p in parity)]
-    table = {
-        name: [
-            worst([p for p in parity if (p.quantity, p.engine, p.precision) == (name, *key)])
-            for key in engines
-        ]
-        for name in names
-    }
-    return {"engines": engines, "rows": table}
-
-
-def worst(records: Sequence[ParityRecord]) -> Cell | None:
-    """Return the comparison with the least room above its threshold."""
-    if not records:
-        return None
-    least = min(records, key=_room)
-    value, name = least.value_db, "PSNR" if least.metric == "psnr_db" else "SNR"
-    text = "not finite" if not least.finite else "exact" if least.exact else f"{value:.1f} dB {name}"
-    share = 1.0 if least.exact else max(0.0, min(1.0, (value or 0.0) / (2.0 * max(least.threshold_db, 1.0))))
-    return Cell(
-        text=text if least.exact or not least.finite or value is not None else "not comparable",
-        threshold=f"{least.threshold_db:.0f} dB",
-        max_abs="" if least.max_abs is None else f"{least.max_abs:.1e}",
-        verdict=least.verdict,
-        share=share,
-    )
-
-
-def _room(found: ParityRecord) -> float:
-    if found.exact:
-        return float("inf")
-    return float("-inf") if found.value_db is None else found.value_db - found.threshold_db
-
-
-def latency_tables(latency: Sequence[LatencyRecord]) -> dict[str, list[LatencyRecord]]:
-    """Arrange timings by what was timed: whole pictures first."""
-    order = ("generator", "pipeline", *QUANTITIES)
-    found = {t: [r for r in latency if r.target == t] for t in dict.fromkeys(order)}
-    return {t: sorted(r, key=lambda x: x.p50_ms) for t, r in found.items() if r}
-
-
-def component_timings(latency: Sequence[LatencyRecord]) -> dict[str, Any]:
-    """Arrange timings of components: component (row), engine (column)."""
-    found = [r for r in latency if r.target not in ("generator", "pipeline")]
-    engines = list(dict.fromkeys(r.engine for r in found))
-    names = [q for q in QUANTITIES if any(r.target == q for r in found)]
-    rows_ = {
-        n: [next((r for r in found if (r.target, r.engine) == (n, e)), None) for e in engines] for n in names
-    }
-    return {"engines": engines, "rows": rows_}
 
 
 def tile(width: int) -> int:
