@@ -9,12 +9,21 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from flashbulb.runtimes.records import LatencyRecord, ParityRecord, RegressionRecord, Report, SanityRecord
+from flashbulb.runtimes.records import (
+    Device,
+    Measured,
+    ParityRecord,
+    RegressionRecord,
+    Report,
+    SanityRecord,
+)
+from flashbulb.runtimes.tables import counts, ways, with_pytorch, with_twin
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
 """GitHub's runner names a file here, and shows what is appended to it."""
 MOST_BYTES = 900_000
 """GitHub refuses a step's summary above one mebibyte."""
+SEVERITY = ("fail", "undecided", "skip", "pass")
 MARKS = {"pass": "✅", "fail": "❌", "skip": "⏭️", "undecided": "❓"}
 
 
@@ -25,13 +34,28 @@ def markdown(report: Report) -> str:
         about(report),
         sentences("Failed", "fail", report.failures),
         sentences("Undecided, which is not passed", "undecided", report.undecided),
-        parity(report.parity),
-        sanity(report.sanity),
-        latency(report.latency),
-        regression(report.regression),
+        *(text for title, part in named(report) for text in tables(part, title)),
         sentences("Not judged here", "skip", report.skipped),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def named(report: Report) -> list[tuple[str, Measured]]:
+    """Pair what was measured with the device's name; one device alone needs none."""
+    titles = report.titles if report.others else ("",)
+    return list(zip(titles, report.parts, strict=True))
+
+
+def tables(part: Measured, title: str) -> tuple[str, ...]:
+    """Return one table per kind of record of a device."""
+    on = f" on {title}" if title else ""
+    return (
+        parity(with_pytorch(part.parity), f"Parity with PyTorch, worst case{on}"),
+        parity(with_twin(part.parity), f"Agreement with the same file on another machine, worst case{on}"),
+        sanity(part.sanity, f"Conditions{on}"),
+        latency(part, f"Latency{on}"),
+        regression(part.regression, f"Against the baseline{on}"),
+    )
 
 
 def publish(text: str, path: Path | None = None) -> None:
@@ -64,11 +88,26 @@ def verdict(report: Report) -> str:
 
 def about(report: Report) -> str:
     """Say what was asked of what, where and when."""
-    device = report.device
     bundle = report.bundle
     which = f"{escape(bundle.name)} ({bundle.manifest_sha256[:12]})" if bundle else "no readable bundle"
-    where = ", ".join(escape(words) for words in (device.name, device.cpu, device.os))
-    return f"{which} on {where}; {escape(report.created)}"
+    if not report.others:
+        return f"{which} on {place(report.device, report.device.name)}; {escape(report.created)}"
+    lines = [
+        f"- {place(part.device, title)}: {tally(part)}"
+        for title, part in zip(report.titles, report.parts, strict=True)
+    ]
+    return "\n".join([f"{which} on {len(lines)} devices; {escape(report.created)}", "", *lines])
+
+
+def place(device: Device, title: str) -> str:
+    """Say what a device is."""
+    return ", ".join(escape(words) for words in (title, device.cpu, device.os))
+
+
+def tally(part: Measured) -> str:
+    """Count the verdicts of one device."""
+    words = {"pass": "passed", "fail": "failed", "undecided": "undecided", "skip": "not judged"}
+    return ", ".join(f"{n} {words[v]}" for v, n in counts(part.own).items() if n) or "nothing"
 
 
 def sentences(title: str, mark: str, found: Sequence[str]) -> str:
@@ -77,7 +116,7 @@ def sentences(title: str, mark: str, found: Sequence[str]) -> str:
     return "\n".join([f"### {title}", "", *lines]) if lines else ""
 
 
-def parity(records: Sequence[ParityRecord]) -> str:
+def parity(records: Sequence[ParityRecord], title: str) -> str:
     """One row per engine and tensor, with the worst of its cases."""
     worst: dict[tuple[str, str, str, str], ParityRecord] = {}
     for record in records:
@@ -95,15 +134,13 @@ def parity(records: Sequence[ParityRecord]) -> str:
         )
         for r in worst.values()
     ]
-    return table(
-        "Parity with PyTorch, worst case", ("engine", "quantity", "dB", "at least", "largest error", ""), rows
-    )
+    return table(title, ("engine", "quantity", "dB", "at least", "largest error", ""), rows)
 
 
 def badness(record: ParityRecord) -> tuple[int, float]:
-    """Sort failures first, then by decibels; exact comes last."""
-    value = record.value_db
-    return (0 if record.verdict == "fail" else 1, float("inf") if value is None else value)
+    """Sort failures first, then by decibels: what has none comes first, and exact last."""
+    value = float("-inf") if record.value_db is None else record.value_db
+    return SEVERITY.index(record.verdict), float("inf") if record.exact else value
 
 
 def decibels(record: ParityRecord) -> str:
@@ -115,19 +152,21 @@ def decibels(record: ParityRecord) -> str:
     return f"{record.value_db:.1f} {'PSNR' if record.metric == 'psnr_db' else 'SNR'}"
 
 
-def sanity(records: Sequence[SanityRecord]) -> str:
-    """One row per gate, one column per engine."""
+def sanity(records: Sequence[SanityRecord], title: str) -> str:
+    """One row per gate, one column per engine, with the worst of its verdicts."""
     engines = list(dict.fromkeys(r.engine for r in records))
-    cells = {(r.gate, r.engine): MARKS[r.verdict] for r in records}
+    cells: dict[tuple[str, str], str] = {}
+    for r in sorted(records, key=lambda r: SEVERITY.index(r.verdict)):
+        cells.setdefault((r.gate, r.engine), MARKS[r.verdict])
     rows = [
         (gate, *(cells.get((gate, engine), "") for engine in engines))
         for gate in dict.fromkeys(r.gate for r in records)
     ]
-    return table("Conditions", ("gate", *engines), rows)
+    return table(title, ("gate", *engines), rows)
 
 
-def latency(records: Sequence[LatencyRecord]) -> str:
-    """One row per engine and target."""
+def latency(part: Measured, title: str) -> str:
+    """One row per engine and target, and how they were measured."""
     rows = [
         (
             r.engine,
@@ -138,12 +177,14 @@ def latency(records: Sequence[LatencyRecord]) -> str:
             "-" if r.ratio_to_eager is None else f"{r.ratio_to_eager:.2f}",
             MARKS[r.verdict],
         )
-        for r in records
+        for r in part.latency
     ]
-    return table("Latency", ("engine", "target", "threads", "p50 ms", "p90 ms", "of eager", ""), rows)
+    columns = ("engine", "target", "threads", "p50 ms", "p90 ms", "of eager", "")
+    told = [f"- {escape('; '.join(engines))}: {how}" for how, engines in ways(part).items()]
+    return "\n".join([table(title, columns, rows), "", *told]) if rows else ""
 
 
-def regression(records: Sequence[RegressionRecord]) -> str:
+def regression(records: Sequence[RegressionRecord], title: str) -> str:
     """One row per comparison with the baseline."""
     rows = [
         (
@@ -158,7 +199,7 @@ def regression(records: Sequence[RegressionRecord]) -> str:
         for r in records
     ]
     columns = ("engine", "what", "in", "value", "95 % interval", "allowed", "")
-    return table("Against the baseline", columns, rows)
+    return table(title, columns, rows)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -167,7 +208,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     if not lines:
         return ""
     head = ["| " + " | ".join(escape(c) for c in columns) + " |", "|" + " --- |" * len(columns)]
-    return "\n".join([f"### {title}", "", *head, *lines])
+    return "\n".join([f"### {escape(title)}", "", *head, *lines])
 
 
 def escape(text: str) -> str:

@@ -6,9 +6,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from tests.unit.runtimes.test_merge import latency
 
-from flashbulb.runtimes.records import BundleIdentity, ParityRecord, Report, SanityRecord, host, now
+from flashbulb.runtimes.merge import merge
+from flashbulb.runtimes.records import (
+    BundleIdentity,
+    Device,
+    ParityRecord,
+    Report,
+    SanityRecord,
+    host,
+    now,
+)
 from flashbulb.runtimes.summary import MOST_BYTES, escape, markdown, publish, shortened
 
 
@@ -54,6 +65,53 @@ def test_skips_are_told_and_an_empty_report_is_no_pass() -> None:
     skipped = SanityRecord(gate="engine", engine="coreml", verdict="skip", sentence="coreml: needs macOS")
     assert "- ⏭️ coreml: needs macOS" in markdown(report(parity(), sanity=(skipped,)))
     assert "nothing could be judged" in markdown(report())
+
+
+def test_a_gate_that_failed_once_is_not_passed_by_its_next_case() -> None:
+    found = [
+        SanityRecord(gate="range", engine="ort", verdict=verdict, sentence=verdict)  # type: ignore[arg-type]
+        for verdict in ("skip", "fail", "pass")
+    ]
+    assert "| range | ❌ |" in markdown(report(sanity=tuple(found)))
+    assert "| range | ⏭️ |" in markdown(report(sanity=(found[2], found[0])))
+
+
+def test_among_failures_the_one_without_a_number_is_the_worst() -> None:
+    bad = parity(snr_db=20.0, verdict="fail")
+    nan = parity(case=1, snr_db=None, max_abs=None, finite=False, verdict="fail", sentence="nan")
+    for order in ((bad, nan), (nan, bad)):
+        assert "| not finite |" in markdown(report(*order))
+
+
+def test_every_device_has_its_tables_and_its_conditions() -> None:
+    phone = Device(
+        kind="adb", name="Pixel <8>", os="Android 15", arch="aarch64", cpu="G3", cores=8, memory_bytes=1
+    )
+    fast, slow = latency(p50_ms=1.5, ratio_to_eager=0.5), latency(p50_ms=77.25)
+    there = msgspec.structs.replace(
+        report(parity(snr_db=66.6), parity(engine="ort~x86_64", snr_db=11.1)), device=phone, latency=(slow,)
+    )
+    failed = SanityRecord(gate="range", engine="ort", verdict="fail", sentence="too dark")
+    here = msgspec.structs.replace(report(parity(), sanity=(failed,)), latency=(fast,))
+    text = markdown(merge([there, here]))
+    sections = {part.splitlines()[0]: part for part in text.split("### ")[1:]}
+    assert "66.6" in sections["Parity with PyTorch, worst case on Pixel &lt;8&gt;"]
+    assert (
+        "11.1" in sections["Agreement with the same file on another machine, worst case on Pixel &lt;8&gt;"]
+    )
+    assert text.count("11.1") == 1
+    phones = sections["Latency on Pixel &lt;8&gt;"]
+    assert "77.25" in phones
+    assert "on the device itself, by a runner" in phones
+    assert "in turns with" not in phones
+    mine = next(part for title, part in sections.items() if title == f"Latency on {escape(host().name)}")
+    assert "1.50" in mine
+    assert "in turns with PyTorch eager at the same threads" in mine
+    assert "77.25" not in mine
+    assert f"- ❌ {escape(host().name)}: too dark" in text
+    assert "on 2 devices" in text
+    assert "- Pixel &lt;8&gt;, G3, Android 15: 3 passed" in text
+    assert text.splitlines()[0].endswith("1 failed")
 
 
 @pytest.mark.parametrize(
