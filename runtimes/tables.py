@@ -32,7 +32,7 @@ KINDS = {
     "qemu": "emulated, so never timed",
 }
 PLACES = {
-    "host": "in a process of its own on this computer",
+    "host": "in a process of its own on the computer itself",
     "adb": "on the device itself, by a runner that takes the times there",
     "ios": "on the device itself, by the app, which takes the times there",
     "qemu": "emulated",

@@ -121,7 +121,8 @@ def sanity_table(report: Report) -> Table:
     """Return the conditions beside parity: one row per gate, one column per engine."""
     engines = list(dict.fromkeys(r.engine for r in report.sanity))
     table = _table("sanity", ("gate", *engines))
-    cells = {(r.gate, r.engine): MARKS[r.verdict] for r in report.sanity}
+    gravest_last = sorted(report.sanity, key=lambda r: ("pass", "skip", "fail").index(r.verdict))
+    cells = {(r.gate, r.engine): MARKS[r.verdict] for r in gravest_last}
     for gate in dict.fromkeys(r.gate for r in report.sanity):
         table.add_row(gate, *(cells.get((gate, engine), "") for engine in engines))
     return table

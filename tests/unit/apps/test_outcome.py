@@ -51,6 +51,16 @@ def test_what_was_skipped_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert "skipped: coreml: needs macOS" in capsys.readouterr().err
 
 
+def test_a_gate_that_failed_once_is_not_passed_by_its_next_case(capsys: pytest.CaptureFixture[str]) -> None:
+    found = tuple(
+        SanityRecord(gate="range", engine="ort", verdict=verdict, sentence=verdict)  # type: ignore[arg-type]
+        for verdict in ("fail", "pass", "skip")
+    )
+    assert outcome.show(report(sanity=found)) == 1
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("range"))
+    assert row.split() == ["range", "FAIL"]
+
+
 def test_undecided_is_not_passed_and_has_its_own_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     open_ = RegressionRecord(
         kind="slowdown", method="record", engine="ort", subject="generator", value=1.08, low=1.0, high=1.2,
