@@ -392,12 +392,14 @@ def checkpoint_targets(work: Path) -> list[Target]:
 
 def report_targets(work: Path) -> list[Target]:
     """The report that ``check --baseline`` reads."""
-    from flashbulb.runtimes.records import Device, Report, SanityRecord, read_report
+    from flashbulb.runtimes.records import Device, Measured, Report, SanityRecord, read_report
     from flashbulb.runtimes.summary import markdown
 
     device = Device(name="d", os="o", arch="a", cpu="c", cores=1, memory_bytes=1)
     record = SanityRecord(gate="files", engine="bundle", verdict="pass", sentence="fine")
-    report = Report(command="check", created="now", bundle=None, device=device, versions={}, sanity=(record,))
+    phone = Measured(device=msgspec.structs.replace(device, kind="adb"), versions={}, sanity=(record,))
+    told = {"command": "report", "created": "now", "bundle": None, "device": device, "versions": {}}
+    report = Report(**told, sanity=(record,), others=(phone,))
 
     def read(data: bytes) -> None:
         (work / "report.json").write_bytes(data)

@@ -335,7 +335,7 @@ def test_a_format_that_only_the_earlier_bundle_has_is_an_open_question(
     [
         ({"max_slowdown": 1.1}, "wanted --baseline"),
         ({"baseline": "x.json"}, "wanted --max-slowdown or --max-db-drop"),
-        ({"baseline": "x.json", "max_db_drop": 1.0}, "wanted a report of schema 1"),
+        ({"baseline": "x.json", "max_db_drop": 1.0}, "wanted a report of schema 2"),
         ({"baseline": ".", "max_db_drop": 1.0}, "wanted a report .JSON. or a bundle"),
     ],
 )
