@@ -57,7 +57,7 @@ class ReportConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     title: str = "flashbulb"
     """Heading."""
     reports: tuple[str, ...] = ()
-    """Reports of `check` and `bench` on this bundle, as JSON."""
+    """Reports of `check` and `bench` on this bundle, as JSON, from any number of devices."""
     stats: dict[str, str] = {}
     """Heading -> `stats.jsonl` of a training."""
     teacher: str | None = None

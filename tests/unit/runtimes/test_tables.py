@@ -170,6 +170,14 @@ def test_latency_says_which_device_and_how(bundle: Bundle) -> None:
     assert "in turns with" not in alone
 
 
+def test_a_phone_alone_is_named_and_a_computer_alone_is_not(bundle: Bundle) -> None:
+    phone = page(bundle, of(bundle, PIXEL.device, latency=(latency("ort@P"),)))
+    assert "ONNX Runtime · Pixel</dt>" in phone
+    assert "Latency on Pixel" in phone
+    assert '<th scope="col">Pixel</th>' in section(phone, "machine")
+    assert "desk" not in page(bundle, of(bundle, COMPUTER, latency=(latency(),)))
+
+
 def test_a_timing_that_is_no_figure_is_marked(bundle: Bundle) -> None:
     warm = latency("ort@P", verdict="fail", target="unet", sentence="it got warm")
     text = page(bundle, of(bundle, PIXEL.device, latency=(warm,)))
