@@ -66,7 +66,7 @@ def summary(found: dict[str, Any]) -> tuple[Counter[str], dict[str, Any]]:
     """Count the outcomes of tests that predicted or could not load, and return those that did not pass.
 
     `rounding` is a test of an fp16 program that is held to what no fp16 can keep (`mil_plugin.close`), and
-    `explained` one whose expectation is wrong by what `mil_plugin.EXPLAINED` says.
+    `explained` one whose expectation is off, or says nothing, as `mil_plugin` has it.
     """
     judged = {
         name: r
