@@ -132,8 +132,19 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """Size of what was loaded."""
     placement: dict[str, float] = {}
     """Device -> share of the estimated cost, where the runtime chooses among several and says so."""
+    cores: str = ""
+    """Kind of the cores that it was bound to, and their mask; `all` for none, empty where nobody asked."""
+    governors: dict[str, str] = {}
+    """Cores that share a clock, as `0,1,2,3` -> what set that clock, read before the runs."""
+    thermal_before: int | None = None
+    """Android's thermal status before the program was opened, 0 for cool; null where it is not told."""
+    thermal_after: int | None = None
+    """The same after the last run."""
+    cold: bool | None = None
+    """Whether the page cache was dropped before the program was opened; null where nobody tried."""
     verdict: Verdict
-    """`pass` for a trustworthy figure within its budget; `fail` otherwise."""
+    """`pass` for a trustworthy figure within its budget, `skip` where a device does not tell whether it was
+    warm, `fail` otherwise."""
     budget_ms: float | None = None
     """Largest p50 that passes, where the user gave one."""
     sentence: str

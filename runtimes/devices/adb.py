@@ -30,6 +30,8 @@ FOLDER = "/data/local/tmp"
 SPARE_BYTES = 64 << 20
 """Storage to leave free."""
 LOG = "runner.log"
+CPUFREQ = "/sys/devices/system/cpu/cpufreq"
+"""Where Linux tells of groups of cores that share a clock."""
 THERMAL = re.compile(r"Thermal Status: *(\d+)")
 
 
@@ -43,8 +45,10 @@ class Phone(Launcher):
         self.shell, self.runners = shell, runners
         self.folder = f"{folder}/flashbulb-{secrets.token_hex(8)}"
         self.pushed: dict[str, str] = {}
+        self.kind = "all"
+        """Kind of the cores that runners may use."""
         self.cores: str | None = None
-        """Cores that runners may use, as ``taskset`` takes them; None for all."""
+        """The same as ``taskset`` takes them; None for all."""
 
     def open(self, bundle: Bundle, artifact: Artifact, threads: int) -> Link:
         """Start a runner on a file that was pushed."""
@@ -146,13 +150,9 @@ def describe(launcher: Phone) -> Device:
     }
     memory = re.search(r"MemTotal:\s+(\d+) kB", ask("cat", "/proc/meminfo"))
     cores = ask("nproc")
-    governors = ask("cat", "/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-    thermal = THERMAL.search(ask("dumpsys", "thermalservice"))
     attributes = {
         "serial": launcher.where,
         "features": ",".join(launcher.features),
-        "governor": governors,
-        "thermal_status": thermal[1] if thermal else "",
         **launcher.runtimes,
     }
     android = properties["ro.build.version.release"]

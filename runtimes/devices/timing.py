@@ -6,11 +6,9 @@ its first threshold is no figure.  What the cable costs is outside: the runner m
 
 from __future__ import annotations
 
-import logging
-import re
 import time
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -18,20 +16,22 @@ import numpy as np
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.devices import adb
-from flashbulb.runtimes.devices.adb import THERMAL, Phone
+from flashbulb.runtimes.devices.adb import Phone
 from flashbulb.runtimes.devices.check import Found, Say, chosen
+from flashbulb.runtimes.devices.condition import (
+    Condition,
+    Cores,
+    mask,
+    settle,
+    thermal_status,
+    thread_count,
+)
 from flashbulb.runtimes.devices.remote import Remote
 from flashbulb.runtimes.devices.wire import Link, Timing
 from flashbulb.runtimes.engines.base import EngineError, fitted
 from flashbulb.runtimes.latency import TURN, Effort, Samples
 from flashbulb.runtimes.pipeline import Pipeline
-from flashbulb.runtimes.records import LatencyRecord, SanityRecord
-
-log = logging.getLogger(__name__)
-
-Cores = Literal["all", "big", "little"]
-STEP_S = 5.0
-"""Time between two looks at a device that cools."""
+from flashbulb.runtimes.records import LatencyRecord, SanityRecord, Verdict
 
 
 class Wanted(NamedTuple):
@@ -44,7 +44,7 @@ class Wanted(NamedTuple):
     cores: Cores
     """Which cores to use."""
     threads: int
-    """Threads of one run."""
+    """Threads of one run; 0 for as many as there are cores to use."""
     effort: Effort
     """How long to measure."""
     cool_down_s: float
@@ -65,13 +65,14 @@ def bench_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
         raise ValueError(f"wanted a device to time as 'adb:SERIAL', got {word!r}")
     engines = chosen(bundle, wanted.engine)
     with adb.phone(serial, wanted.runners) as launcher:
-        launcher.cores = mask(launcher, wanted.cores)
+        launcher.kind, launcher.cores = wanted.cores, mask(launcher, wanted.cores)
+        threads = thread_count(launcher, wanted.threads)
         found = Found([*adb.prepare(launcher, bundle, ("ort", "pte"))], None)
         for index, engine in enumerate(engines):
             say(index, len(engines), f"{engine.label} on {serial}")
             remote = Remote(inner=engine, launcher=launcher)
             effort, patience_s = wanted.effort, wanted.cool_down_s
-            timed = bench_phone(bundle, remote, threads=wanted.threads, effort=effort, cool_down_s=patience_s)
+            timed = bench_phone(bundle, remote, threads=threads, effort=effort, cool_down_s=patience_s)
             found.records.extend(within(record, wanted.budget_ms) for record in timed)
         found.records.extend(adb.finish(launcher))
         return Found(found.records, adb.describe(launcher))
@@ -95,9 +96,9 @@ def bench_phone(
     for name, artifact in remote.artifacts(bundle, None).items():
 
         def timed(artifact: Artifact = artifact) -> LatencyRecord:
-            cool(launcher, cool_down_s)
+            condition = settle(launcher, cool_down_s)
             link = launcher.link(bundle, artifact, threads)
-            return _timed(bundle, remote, artifact, link, threads, effort)
+            return _timed(bundle, remote, artifact, link, threads, effort, condition)
 
         try:
             yield launcher.attempt(timed)
@@ -108,60 +109,22 @@ def bench_phone(
             launcher.close()
 
 
-def thermal_status(launcher: Phone) -> int | None:
-    """Return Android's thermal status, 0 for none to 6 for shutdown; None where it is not told."""
-    found = THERMAL.search(launcher.shell.run(["dumpsys", "thermalservice"], check=False))
-    return int(found[1]) if found else None
-
-
-def cool(launcher: Phone, patience_s: float) -> None:
-    """Wait until a device is cool.
-
-    Raises:
-        EngineError: when it is still warm after all the time it was given.
-    """
-    begun = time.monotonic()
-    while status := thermal_status(launcher):
-        if time.monotonic() - begun >= patience_s:
-            raise EngineError(
-                f"wanted {launcher.where} cool, got thermal status {status} for {patience_s:.0f} s"
-            )
-        log.info("%s is warm (thermal status %d); waiting", launcher.where, status)
-        time.sleep(min(STEP_S, patience_s))
-
-
-def mask(launcher: Phone, cores: Cores) -> str | None:
-    """Return the cores of one kind as ``taskset`` takes them: hexadecimal; None for all.
-
-    Raises:
-        EngineError: when the device has one kind only, or does not tell.
-    """
-    if cores == "all":
-        return None
-    line = "for c in /sys/devices/system/cpu/cpu[0-9]*; do echo $c $(cat $c/cpufreq/cpuinfo_max_freq); done"
-    text = launcher.shell.run(["sh", "-c", line], check=False)
-    fastest = {int(n): int(khz) for n, khz in re.findall(r"cpu(\d+) (\d+)$", text, re.MULTILINE)}
-    kinds = sorted(set(fastest.values()))
-    if len(kinds) < 2:
-        raise EngineError(
-            f"wanted {cores} cores of {launcher.where}, got cores of {len(kinds)} kind(s); say all"
-        )
-    wanted = kinds[-1] if cores == "big" else kinds[0]
-    return f"{sum(1 << n for n, khz in fastest.items() if khz == wanted):x}"
-
-
 def _timed(
-    bundle: Bundle, remote: Remote, artifact: Artifact, link: Link, threads: int, effort: Effort
+    bundle: Bundle,
+    remote: Remote,
+    artifact: Artifact,
+    link: Link,
+    threads: int,
+    effort: Effort,
+    before: Condition,
 ) -> LatencyRecord:
     case = bundle.golden()[0]
     given = {"sample": Pipeline(bundle, None).sample(case["noise"]), **case}
     where = f"{remote.label} {artifact.component}"
-    before = thermal_status(remote.launcher)
     feeds = {spec.name: fitted(spec, given, where) for spec in artifact.inputs}
     link.run(feeds, [spec.name for spec in artifact.outputs])
     first, found = link.last(), steady(link, effort)
-    after = thermal_status(remote.launcher)
-    return _record(remote, artifact, link, threads, first, found, (before, after))
+    return _record(remote, artifact, link, threads, first, found, before, thermal_status(remote.launcher))
 
 
 def steady(link: Link, effort: Effort) -> list[Timing]:
@@ -183,15 +146,15 @@ def _record(
     threads: int,
     first: Timing,
     found: list[Timing],
-    thermal: tuple[int | None, int | None],
+    before: Condition,
+    thermal_after: int | None,
 ) -> LatencyRecord:
     wall, cpu = (np.asarray(column) for column in zip(*found, strict=True))
     samples = Samples(wall_ms=wall.tolist(), cpu_ms=cpu.tolist())
     p50, p90, p99 = (float(v) for v in np.percentile(wall, (50, 90, 99)))
-    warm = thermal[1] is not None and thermal[1] > (thermal[0] or 0)
-    words = f"{remote.label} {artifact.component}: median {p50:.2f} ms on {threads} thread(s)"
-    words += "" if thermal[1] is None else f", thermal status {thermal[0]} before and {thermal[1]} after"
-    words += "; it got warm, so this is no figure" if warm else ""
+    verdict, said = _warmth(before.thermal, thermal_after)
+    words = f"{remote.label} {artifact.component}: median {p50:.2f} ms on {threads} thread(s), {said}; "
+    words += "opened cold" if before.cold else "not opened cold: the page cache was not dropped"
     return LatencyRecord(
         engine=remote.label,
         precision=artifact.precision,
@@ -212,6 +175,21 @@ def _record(
         baseline_rss_bytes=link.hello.rss_bytes,
         peak_rss_bytes=link.peak_rss_bytes(),
         artifact_bytes=artifact.size_bytes,
-        verdict="fail" if warm else "pass",
+        cores=before.cores,
+        governors=before.governors,
+        thermal_before=before.thermal,
+        thermal_after=thermal_after,
+        cold=before.cold,
+        verdict=verdict,
         sentence=words,
     )
+
+
+def _warmth(before: int | None, after: int | None) -> tuple[Verdict, str]:
+    """Judge whether a device stayed cool; one that does not tell is not judged."""
+    if before is None or after is None:
+        return "skip", "not judged: the device does not tell its thermal status"
+    words = f"thermal status {before} before and {after} after"
+    if max(before, after) > 0:
+        return "fail", f"{words}; it was warm, so this is no figure"
+    return "pass", words

@@ -45,6 +45,9 @@ elif verb == "shell":
     os.execvp("sh", ["sh", "-c", rest[1]])
 else: sys.exit("unknown")
 """
+ROOTED = """[ -e "{root}/rooted" ] || {{ echo "sysctl: permission denied" >&2; exit 1; }}
+echo "$@" >>"{root}/dropped\""""
+"""Drops the page cache of a device that gives root to a shell."""
 
 
 @pytest.fixture
@@ -55,5 +58,9 @@ def fake_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     program = root / "adb"
     program.write_text(FAKE.format(python=sys.executable, root=str(root)))
     program.chmod(0o755)
+    # A test must not make this machine forget its own files.
+    for name, line in {"sync": "exit 0", "sysctl": ROOTED.format(root=root)}.items():
+        (root / name).write_text(f"#!/bin/sh\n{line}\n")
+        (root / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(root), prepend=":")
     return root

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes.devices import adb, timing
+from flashbulb.runtimes.devices import adb, condition, timing
 from flashbulb.runtimes.devices.remote import Remote
 from flashbulb.runtimes.engines import Ort
 from flashbulb.runtimes.engines.base import EngineError
@@ -259,7 +262,7 @@ def test_a_warm_phone_is_waited_for(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ):
-    monkeypatch.setattr(timing, "STEP_S", 0.01)
+    monkeypatch.setattr(condition, "STEP_S", 0.01)
     caplog.set_level("INFO")
     thermal.write_text("3\n1\n0\n")
     assert all(record.verdict == "pass" for record in benched(phone, bundle))
@@ -282,15 +285,97 @@ def test_the_generator_is_held_to_the_budget(phone: adb.Phone, bundle: Bundle, t
     assert [timing.within(r, None) for r in records] == records
 
 
-def test_kinds_of_cores(phone: adb.Phone):
-    lines = [
-        f"/sys/devices/system/cpu/cpu{n} {khz}" for n, khz in enumerate([1800] * 4 + [2400] * 3 + [2900])
-    ]
-    many = SimpleNamespace(where="x", shell=SimpleNamespace(run=lambda *a, **k: "\n".join(lines)))
-    assert [timing.mask(many, kind) for kind in ("all", "big", "little")] == [None, "80", "f"]  # type: ignore
-    one = SimpleNamespace(where="x", shell=SimpleNamespace(run=lambda *a, **k: "\n".join(lines[:4])))
+@pytest.mark.parametrize(
+    ("before", "after", "verdict", "words"),
+    [
+        (0, 0, "pass", "thermal status 0 before and 0 after"),
+        (0, 1, "fail", "0 before and 1 after; it was warm, so this is no figure"),
+        (1, 1, "fail", "it was warm"),
+        (None, None, "skip", "not judged: the device does not tell its thermal status"),
+        (0, None, "skip", "not judged"),
+    ],
+)
+def test_warmth_is_judged_where_it_is_told(before: int | None, after: int | None, verdict: str, words: str):
+    assert timing._warmth(before, after)[0] == verdict
+    assert words in timing._warmth(before, after)[1]
+
+
+def test_a_device_without_a_thermal_status_gives_no_verdict(phone: adb.Phone, bundle: Bundle):
+    records = benched(phone, bundle)  # this machine has no dumpsys
+    assert [(r.verdict, r.runs, r.thermal_before) for r in records] == [("skip", 12, None)] * 4
+    assert all("not judged: the device does not tell" in record.sentence for record in records)
+    late = {r.target: timing.within(r, 1.0).verdict for r in records}
+    assert late == {name: "fail" if name == "generator" else "skip" for name in late}
+
+
+def test_what_decides_a_figure_is_recorded(
+    phone: adb.Phone, bundle: Bundle, thermal: Path, clocks: dict[str, Any], fake_adb: Path
+):
+    thermal.write_text("0\n")
+    every = benched(phone, bundle)
+    (fake_adb / "rooted").touch()
+    phone.kind, phone.cores = "little", "1"
+    little = benched(phone, bundle)
+    for record in every:
+        assert (record.cores, record.cold) == ("all", False)
+        assert "not opened cold: the page cache was not dropped" in record.sentence
+    for record in little:
+        assert (record.cores, record.cold) == ("little (mask 1)", True)
+        assert record.sentence.endswith("; opened cold")
+    for record in every + little:
+        assert record.governors == {"0,1,2,3": "schedutil", "4,5,6": "schedutil", "7": "performance"}
+        assert (record.thermal_before, record.thermal_after) == (0, 0)
+    assert (fake_adb / "dropped").read_text().splitlines() == ["-w vm.drop_caches=3"] * 4
+
+
+def test_reports_from_before_these_fields_are_read(phone: adb.Phone, bundle: Bundle, thermal: Path):
+    thermal.write_text("0\n")
+    told = msgspec.to_builtins(benched(phone, bundle)[0])
+    for name in ("cores", "governors", "thermal_before", "thermal_after", "cold"):
+        del told[name]
+    old = msgspec.convert(told, LatencyRecord)
+    assert (old.cores, old.governors, old.thermal_before, old.cold) == ("", {}, None, None)
+
+
+@pytest.fixture
+def clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[str, int, str]]:
+    """Groups of cores as a phone's kernel tells of them."""
+    found = {
+        "policy0": ("0 1 2 3", 1800, "schedutil"),
+        "policy4": ("4 5 6", 2400, "schedutil"),
+        "policy7": ("7", 2900, "performance"),
+    }
+    for name, values in found.items():
+        folder = tmp_path / "cpu" / "cpufreq" / name
+        folder.mkdir(parents=True)
+        for field, value in zip(condition.FIELDS, values, strict=True):
+            (folder / field).write_text(f"{value}\n")
+    (tmp_path / "cpu" / "cpufreq" / "boost").write_text("1\n")
+    monkeypatch.setattr(condition, "CPUFREQ", str(tmp_path / "cpu" / "cpufreq"))
+    return found
+
+
+def test_kinds_of_cores(phone: adb.Phone, clocks: dict[str, Any], tmp_path: Path):
+    assert [condition.mask(phone, kind) for kind in ("all", "big", "little")] == [None, "80", "f"]
+    for name in ("policy4", "policy7"):
+        shutil.rmtree(tmp_path / "cpu" / "cpufreq" / name)
     with pytest.raises(EngineError, match=r"got cores of 1 kind\(s\); say all"):
-        timing.mask(one, "big")  # type: ignore
+        condition.mask(phone, "big")
+    shutil.rmtree(tmp_path / "cpu")
+    with pytest.raises(EngineError, match=r"got cores of 0 kind\(s\)"):
+        condition.mask(phone, "little")
+
+
+def test_no_number_of_threads_takes_the_cores_that_are_used(phone: adb.Phone, fake_adb: Path):
+    (fake_adb / "nproc").write_text("#!/bin/sh\necho 8\n")
+    (fake_adb / "nproc").chmod(0o755)
+    assert [condition.thread_count(phone, threads) for threads in (0, 1, 3)] == [8, 1, 3]
+    phone.cores = "f0"
+    assert [condition.thread_count(phone, threads) for threads in (0, 1, 3)] == [4, 1, 3]
+    phone.cores = None
+    (fake_adb / "nproc").write_text("#!/bin/sh\n")
+    with pytest.raises(EngineError, match="give --threads"):
+        condition.thread_count(phone, 0)
 
 
 def test_runners_are_bound_to_the_cores(phone: adb.Phone, bundle: Bundle, fake_adb: Path):
