@@ -137,7 +137,7 @@ class LatencyRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     governors: dict[str, str] = {}
     """Cores that share a clock, as `0,1,2,3` -> what set that clock, read before the runs."""
     thermal_before: int | None = None
-    """Android's thermal status before the program was opened, 0 for cool; null where it is not told."""
+    """Thermal status before the program was opened, as the system counts; null where it is not told."""
     thermal_after: int | None = None
     """The same after the last run."""
     cold: bool | None = None

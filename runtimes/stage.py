@@ -18,6 +18,7 @@ from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.inspection import Inspection
 from flashbulb.runtimes.latency import Effort, Subject
 from flashbulb.runtimes.latency import bench as bench_engines
+from flashbulb.runtimes.options import refuse_bench, refuse_check
 from flashbulb.runtimes.pipeline import Pipeline, save_png
 from flashbulb.runtimes.records import (
     BundleIdentity,
@@ -76,7 +77,7 @@ class CheckConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     engine: EngineWord | None = None
     """What to check; by default everything that the bundle serves, and the eager reference."""
     threads: Threads = 0
-    """Threads; 0 takes all cores, and one where a slowdown is timed."""
+    """Threads; 0 takes all cores, but one on another machine or where a slowdown is timed."""
     device: str | None = None
     """Run on another machine: 'qemu' for two imitated Arm processors, 'adb:SERIAL' or 'ios:UDID' for
     a phone."""
@@ -124,7 +125,7 @@ class BenchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     prompt: str | None = None
     """Prompt to draw; by default the first golden one."""
     device: str | None = None
-    """Time a phone, as 'adb:SERIAL'; an imitated processor says nothing of time."""
+    """Time a phone, as 'adb:SERIAL' or 'ios:UDID'; an imitated processor says nothing of time."""
     runners: str | None = None
     """Folder with the phone's runners."""
     cores: Literal["all", "big", "little"] = "all"
@@ -162,6 +163,7 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
         BundleError: when there is no readable manifest.
         EngineError: when a named engine cannot run here or has nothing in the bundle.
     """
+    refuse_check(config, config.device, config.baseline)
     bundle = read_bundle(config.bundle)
     if config.device:
         return _check_elsewhere(config, bundle, config.device, on_step)
@@ -188,12 +190,13 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
 
 
 def _check_elsewhere(config: CheckConfig, bundle: Bundle, word: str, on_step: OnStep | None) -> Report:
-    """Hold the bundle's engines to their gates on another machine."""
+    """Hold the bundle's files to their gates here, and its engines to theirs on another machine."""
     from flashbulb.runtimes.devices.check import Wanted, check_device
 
-    if config.baseline:
-        raise ValueError(f"wanted --baseline or --device, got both; {word} is compared with this machine")
-    wanted = Wanted(config.engine, config.runners, config.cases, identity(bundle).manifest_sha256)
+    digest = identity(bundle).manifest_sha256
+    wanted = Wanted(
+        config.engine, config.runners, config.cases, digest, config.threads or 1, config.checkpoint
+    )
     found = check_device(bundle, word, wanted, lambda *step: _say(on_step, *step))
     report = _report("check", bundle, found.records, config.out, found.device)
     if config.summary:
@@ -208,6 +211,7 @@ def bench(config: BenchConfig, on_step: OnStep | None = None) -> Report:
         BundleError: when a file of the bundle is not the one that was exported.
         EngineError: when a named engine cannot run here or has nothing in the bundle.
     """
+    refuse_bench(config, config.device)
     bundle = read_bundle(config.bundle)
     verify(bundle)
     if config.device:
@@ -237,11 +241,15 @@ def _bench_elsewhere(config: BenchConfig, bundle: Bundle, word: str, on_step: On
     """Time the bundle's engines on a phone."""
     from flashbulb.runtimes.devices.timing import Wanted, bench_device
 
-    effort, threads = Effort(runs=config.runs, seconds=config.seconds), config.threads or 1
-    if config.optimum:
-        raise ValueError(f"wanted --optimum or --device, got both; {word} runs the bundle's programs alone")
     wanted = Wanted(
-        config.engine, config.runners, config.cores, threads, effort, config.cool_down_s, config.budget_ms
+        engine=config.engine,
+        runners=config.runners,
+        cores=config.cores,
+        threads=config.threads,
+        effort=Effort(runs=config.runs, seconds=config.seconds),
+        cool_down_s=config.cool_down_s,
+        budget_ms=config.budget_ms,
+        manifest_sha256=identity(bundle).manifest_sha256,
     )
     found = bench_device(bundle, word, wanted, lambda *step: _say(on_step, *step))
     return _report("bench", bundle, found.records, config.out, found.device)

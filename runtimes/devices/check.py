@@ -1,4 +1,4 @@
-"""Check a bundle on another machine: every gate of its engines there, and agreement with this machine."""
+"""Check a bundle on another machine: its files here, its engines there, and agreement with this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from flashbulb.runtimes.devices.remote import Launcher, Remote
 from flashbulb.runtimes.engines import Executorch, Ort
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import bundle_gates, engine_gates, sanity
+from flashbulb.runtimes.program_gates import program_gates
 from flashbulb.runtimes.records import Device, LatencyRecord, ParityRecord, SanityRecord
+from flashbulb.runtimes.source_gates import floor_gate
 
 ENGINES = (Ort(artifact_format="ort"), Executorch())
 """What runs elsewhere: the files that apps load."""
@@ -49,6 +51,10 @@ class Wanted(NamedTuple):
     """Golden cases to run; None for the device's own number."""
     manifest_sha256: str
     """Digest of the bundle's manifest."""
+    threads: int = 1
+    """Threads of each program there."""
+    checkpoint: str | None = None
+    """For the gates of the files: where the checkpoint is, if not where it was at export."""
 
 
 class Found(NamedTuple):
@@ -76,18 +82,35 @@ def check_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
     if any(record.verdict == "fail" for record in found.records):
         return found
     if word.startswith("ios:"):
-        say(0, 1, word)
-        answer = ios.check(bundle, word.removeprefix("ios:"), wanted.manifest_sha256, cases=wanted.cases)
-        return Found([*found.records, *answer.records], answer.device)
+        return _check_app(bundle, word.removeprefix("ios:"), wanted, say, found)
     engines = chosen(bundle, wanted.engine)
     with open_device(word, wanted.runners) as place:
-        found.records.extend(place.prepare(bundle))
         pairs = [(launcher, engine) for launcher in place.launchers for engine in engines]
+        say(0, len(pairs) + 1, "structure and weights")
+        found.records.extend(program_gates(bundle, wanted.checkpoint, {e.backend for e in engines}))
+        found.records.extend(place.prepare(bundle))
         for index, (launcher, engine) in enumerate(pairs):
-            say(index, len(pairs), f"{engine.label} on {launcher.where}")
-            found.records.extend(device_gates(bundle, place, launcher, engine, wanted.cases))
+            say(index + 1, len(pairs) + 1, f"{engine.label} on {launcher.where}")
+            found.records.extend(device_gates(bundle, place, launcher, engine, wanted))
         found.records.extend(place.finish())
-        return Found(found.records, place.describe())
+        return Found(_with_floors(found.records), place.describe())
+
+
+def _check_app(bundle: Bundle, udid: str, wanted: Wanted, say: Say, found: Found) -> Found:
+    """Judge the files, and what an app on a device of Apple says of them."""
+    ios.serves(bundle, wanted.engine)
+    say(0, 2, f"ios:{udid}")
+    answer = ios.check(bundle, udid, wanted.manifest_sha256, cases=wanted.cases)
+    say(1, 2, "structure and weights")
+    files = program_gates(bundle, wanted.checkpoint, {"coreml"})
+    return Found(_with_floors([*found.records, *files, *answer.records]), answer.device)
+
+
+def _with_floors(
+    records: list[SanityRecord | ParityRecord | LatencyRecord],
+) -> list[SanityRecord | ParityRecord | LatencyRecord]:
+    floors = floor_gate(records)
+    return records if floors is None else [*records, floors]
 
 
 def open_device(word: str, runners: str | None = None) -> AbstractContextManager[Place]:
@@ -125,21 +148,21 @@ def chosen(bundle: Bundle, engine: str | None) -> list[Ort | Executorch]:
 
 
 def device_gates(
-    bundle: Bundle, place: Place, launcher: Launcher, inner: Ort | Executorch, cases: int | None
+    bundle: Bundle, place: Place, launcher: Launcher, inner: Ort | Executorch, wanted: Wanted
 ) -> Records:
     """Judge one engine on one processor of a device, on some of the golden cases or all."""
-    cases = cases or place.cases
+    cases = wanted.cases or place.cases
     remote = Remote(inner=inner, launcher=launcher)
     try:
-        yield from engine_gates(bundle, remote, threads=1, cases=cases)
+        yield from engine_gates(bundle, remote, threads=wanted.threads, cases=cases)
         if proof := place.proof(launcher, remote.label):
             yield proof
-        yield from _agreement(bundle, remote, cases)
+        yield from _agreement(bundle, remote, cases, wanted.threads)
     finally:
         launcher.close()
 
 
-def _agreement(bundle: Bundle, remote: Remote, cases: int | None) -> Records:
+def _agreement(bundle: Bundle, remote: Remote, cases: int | None, threads: int) -> Records:
     inner = remote.inner
     if reason := inner.missing():
         yield SanityRecord(
@@ -150,7 +173,7 @@ def _agreement(bundle: Bundle, remote: Remote, cases: int | None) -> Records:
         )
         return
     try:
-        here, there = inner.load(bundle, threads=1), remote.load(bundle, threads=1)
+        here, there = inner.load(bundle, threads=1), remote.load(bundle, threads=threads)
         yield from agreement(bundle, here, there, cases)
     except EngineError as error:
         yield sanity("agreement", remote.label, False, f"{remote.label}: {error}")

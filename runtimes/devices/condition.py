@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from flashbulb.runtimes.devices.adb import CPUFREQ, THERMAL, Phone
 from flashbulb.runtimes.devices.shell import DeviceLost
 from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.records import Verdict
 
 log = logging.getLogger(__name__)
 
@@ -146,3 +147,13 @@ def drop_page_cache(phone: Phone) -> bool:
         log.info("%s opens files that it may hold in memory: %s", phone.where, error)
         return False
     return True
+
+
+def warmth(before: int | None, after: int | None) -> tuple[Verdict, str]:
+    """Judge whether a device stayed cool; one that does not tell is not judged."""
+    if before is None or after is None:
+        return "skip", "not judged: the device does not tell its thermal status"
+    words = f"thermal status {before} before and {after} after"
+    if max(before, after) > 0:
+        return "fail", f"{words}; it was warm, so this is no figure"
+    return "pass", words

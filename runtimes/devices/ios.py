@@ -1,9 +1,9 @@
 """iPhones and iPads: a benchmark app there runs the bundle, ``xcrun devicectl`` carries files and starts it.
 
 The exchange goes through the app's Documents folder: ``flashbulb/bundle/`` is the bundle, ``request.json`` a
-`Request`, and the app leaves ``answer.json``, an `Answer` with the records that every device fills.  What the
-app measured is taken; how it judged is not: every value is held here to the manifest's thresholds again, and
-what it left out fails.
+`Request`, and the app leaves ``answer.json``, an `Answer` with the records that every device fills, and
+removes the bundle, which cannot be done from here.  What the app measured is taken; how it judged is not:
+every value is held here to the manifest's thresholds again, and what it left out fails.
 
 The commands and their output are tested against a stand-in for ``xcrun``; no device has run them.
 """
@@ -26,6 +26,7 @@ import msgspec
 from flashbulb.distill.typed_json import decode
 from flashbulb.distill.untrusted import UntrustedError, read_small
 from flashbulb.export.bundle import Bundle
+from flashbulb.runtimes.devices.condition import warmth
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.records import Device, LatencyRecord, ParityRecord, SanityRecord
@@ -49,7 +50,7 @@ class Request(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
     manifest_sha256: str
     """Digest of the manifest of the bundle to run."""
     cases: int
-    """Golden cases to compare, from the first on."""
+    """Golden cases to compare, from the first on; 0 for times alone."""
     runs: int
     """Measured runs of each program; 0 for parity alone."""
 
@@ -68,7 +69,9 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     parity: tuple[ParityRecord, ...]
     """One for each tensor, case and kind of processor, named as ``coreml@cpuAndNeuralEngine``."""
     latency: tuple[LatencyRecord, ...] = ()
-    """Timings."""
+    """One for each program and kind of processor."""
+    files: dict[str, str] = {}
+    """Path in the bundle -> SHA-256, of the files that the app opened."""
 
 
 class Found(NamedTuple):
@@ -164,16 +167,49 @@ def result(file: Path) -> dict[str, Any]:
     return found
 
 
-def check(bundle: Bundle, udid: str, manifest_sha256: str, *, cases: int | None, runs: int = 0) -> Found:
-    """Let the app on a device run a bundle, and judge what it found.
+def serves(bundle: Bundle, engine: str | None) -> None:
+    """Hold what is asked to what the app runs: the Core ML programs.
+
+    Raises:
+        EngineError: when another engine is asked for, or the bundle holds no such program.
+    """
+    held = sorted({a.format for a in bundle.manifest.artifacts})
+    if engine not in (None, "coreml") or not any(a.backend == "coreml" for a in bundle.manifest.artifacts):
+        raise EngineError(
+            f"wanted Core ML programs for a device of Apple, got engine {engine!r} and a bundle with {held}"
+        )
+
+
+def check(bundle: Bundle, udid: str, manifest_sha256: str, *, cases: int | None) -> Found:
+    """Let the app on a device compute the golden cases, and judge what it found.
+
+    Raises:
+        EngineError: when the device cannot be reached, or leaves no answer to this request.
+    """
+    count = min(cases or len(bundle.golden()), len(bundle.golden()))
+    answer = exchange(bundle, udid, manifest_sha256, cases=count, runs=0)
+    return Found(answer.device, [file_gate(bundle, answer, udid), *judged(bundle, answer, count)])
+
+
+def bench(bundle: Bundle, udid: str, manifest_sha256: str, *, runs: int) -> Found:
+    """Let the app on a device time the programs, and judge what it found.
+
+    Raises:
+        EngineError: when the device cannot be reached, or leaves no answer to this request.
+    """
+    answer = exchange(bundle, udid, manifest_sha256, cases=0, runs=runs)
+    return Found(answer.device, [file_gate(bundle, answer, udid), *timed(bundle, answer, runs)])
+
+
+def exchange(bundle: Bundle, udid: str, manifest_sha256: str, *, cases: int, runs: int) -> Answer:
+    """Carry a bundle and a request to the app, let it run, and return its answer, named after the device.
 
     Raises:
         EngineError: when the device cannot be reached, or leaves no answer to this request.
     """
     control = Devicectl(udid)
     name = control.device().get("deviceProperties", {}).get("name") or udid
-    count = min(cases or len(bundle.golden()), len(bundle.golden()))
-    asked = Request(nonce=secrets.token_hex(16), manifest_sha256=manifest_sha256, cases=count, runs=runs)
+    asked = Request(nonce=secrets.token_hex(16), manifest_sha256=manifest_sha256, cases=cases, runs=runs)
     with tempfile.TemporaryDirectory() as folder:
         request = Path(folder) / "request.json"
         request.write_bytes(msgspec.json.encode(asked))
@@ -182,7 +218,22 @@ def check(bundle: Bundle, udid: str, manifest_sha256: str, *, cases: int | None,
         control.copy_to(request, f"{FOLDER}/request.json")
         control.launch("--request", "flashbulb/request.json")
         answer = read_answer(control.copy_from(f"{FOLDER}/answer.json", Path(folder) / "answer.json"), asked)
-    return Found(answer.device, [*judged(bundle, answer, count), *answer.latency])
+    return _named(answer, udid)
+
+
+def _named(answer: Answer, udid: str) -> Answer:
+    """Name the device in the label of every record, as other devices do."""
+
+    def at(record: Any) -> Any:
+        return msgspec.structs.replace(record, engine=f"{record.engine}@{udid}")
+
+    told = answer.device.attributes | {"udid": udid}
+    return msgspec.structs.replace(
+        answer,
+        device=msgspec.structs.replace(answer.device, attributes=told),
+        parity=tuple(map(at, answer.parity)),
+        latency=tuple(map(at, answer.latency)),
+    )
 
 
 def read_answer(file: Path, asked: Request) -> Answer:
@@ -201,6 +252,46 @@ def read_answer(file: Path, asked: Request) -> Answer:
     if answer.device.kind != "ios":
         raise EngineError(f"wanted an answer of a device of kind ios, got {answer.device.kind}")
     return answer
+
+
+def file_gate(bundle: Bundle, answer: Answer, udid: str) -> SanityRecord:
+    """Hold what the app says of its files to the manifest's hashes; where it says nothing, skip."""
+    wanted = {f.path: f.sha256 for a in bundle.manifest.artifacts if a.backend == "coreml" for f in a.files}
+    if not answer.files:
+        words = f"not judged: the app on {udid} told no hashes of the files that it opened"
+        return SanityRecord(gate="device_files", engine=udid, verdict="skip", sentence=words)
+    wrong = [path for path, sha256 in wanted.items() if answer.files.get(path) != sha256]
+    words = f"{len(wanted)} files on {udid} have the recorded SHA-256"
+    if wrong:
+        words = f"{len(wrong)} of {len(wanted)} files on {udid} are not those of the bundle: {wrong[0]}"
+    return sanity("device_files", udid, not wrong, words, value=float(len(wanted)))
+
+
+def timed(bundle: Bundle, answer: Answer, runs: int) -> Iterator[LatencyRecord | SanityRecord]:
+    """Hold every figure to what was asked, whatever the app made of it; and ask for what it left out."""
+    programs = {(a.component, a.precision) for a in bundle.manifest.artifacts if a.backend == "coreml"}
+    for record in answer.latency:
+        yield _retimed(record, runs, known=(record.target, record.precision) in programs)
+    for label in sorted({record.engine for record in answer.latency}) or ["coreml"]:
+        held = {r.target for r in answer.latency if r.engine == label}
+        absent = sorted({component for component, _ in programs} - held)
+        words = f"{label} timed every program" if not absent else f"{label} left out {', '.join(absent)}"
+        yield sanity("answer", label, not absent, words, value=float(len(held)))
+
+
+def _retimed(record: LatencyRecord, runs: int, *, known: bool) -> LatencyRecord:
+    """Return a record with our verdict."""
+    verdict, words = warmth(record.thermal_before, record.thermal_after)
+    if not 0 < record.min_ms <= record.p50_ms <= record.p90_ms <= record.p99_ms:
+        verdict, words = "fail", "wanted positive times that rise from least to p99, got others"
+    if record.runs < runs:
+        verdict, words = "fail", f"wanted {runs} runs, got {record.runs}"
+    if not known:
+        verdict, words = "fail", f"the bundle has no such program of {record.precision}"
+    told = f"{record.engine} {record.target}: median {record.p50_ms:.2f} ms, {words}"
+    return msgspec.structs.replace(
+        record, verdict=verdict, sentence=told, budget_ms=None, ratio_to_eager=None, cpu_ratio_to_eager=None
+    )
 
 
 def judged(bundle: Bundle, answer: Answer, cases: int) -> Iterator[SanityRecord | ParityRecord]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes.devices import adb
+from flashbulb.runtimes.devices import adb, ios
 from flashbulb.runtimes.devices.adb import Phone
 from flashbulb.runtimes.devices.check import Found, Say, chosen
 from flashbulb.runtimes.devices.condition import (
@@ -25,13 +25,16 @@ from flashbulb.runtimes.devices.condition import (
     settle,
     thermal_status,
     thread_count,
+    warmth,
 )
 from flashbulb.runtimes.devices.remote import Remote
 from flashbulb.runtimes.devices.wire import Link, Timing
 from flashbulb.runtimes.engines.base import EngineError, fitted
 from flashbulb.runtimes.latency import TURN, Effort, Samples
 from flashbulb.runtimes.pipeline import Pipeline
-from flashbulb.runtimes.records import LatencyRecord, SanityRecord, Verdict
+from flashbulb.runtimes.records import LatencyRecord, ParityRecord, SanityRecord
+
+AnyRecord = SanityRecord | ParityRecord | LatencyRecord
 
 
 class Wanted(NamedTuple):
@@ -51,18 +54,25 @@ class Wanted(NamedTuple):
     """Longest time to wait until the phone is cool."""
     budget_ms: float | None = None
     """Largest median of the fused generator that passes."""
+    manifest_sha256: str = ""
+    """Digest of the bundle's manifest."""
 
 
 def bench_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
-    """Time the engines of a bundle on a phone, ``adb:SERIAL``.
+    """Time the engines of a bundle on a phone, ``adb:SERIAL`` or ``ios:UDID``.
 
     Raises:
         ValueError: for another word: an imitated processor says nothing of time.
         EngineError: when the phone cannot be opened, or has nothing to run.
     """
     kind, _, serial = word.partition(":")
-    if kind != "adb" or not serial:
-        raise ValueError(f"wanted a device to time as 'adb:SERIAL', got {word!r}")
+    if kind not in ("adb", "ios") or not serial:
+        raise ValueError(f"wanted a device to time as 'adb:SERIAL' or 'ios:UDID', got {word!r}")
+    if kind == "ios":
+        say(0, 1, word)
+        ios.serves(bundle, wanted.engine)
+        answer = ios.bench(bundle, serial, wanted.manifest_sha256, runs=wanted.effort.runs)
+        return Found([within(record, wanted.budget_ms) for record in answer.records], answer.device)
     engines = chosen(bundle, wanted.engine)
     with adb.phone(serial, wanted.runners) as launcher:
         launcher.kind, launcher.cores = wanted.cores, mask(launcher, wanted.cores)
@@ -78,7 +88,7 @@ def bench_device(bundle: Bundle, word: str, wanted: Wanted, say: Say) -> Found:
         return Found(found.records, adb.describe(launcher))
 
 
-def within(record: LatencyRecord | SanityRecord, budget_ms: float | None) -> LatencyRecord | SanityRecord:
+def within(record: AnyRecord, budget_ms: float | None) -> AnyRecord:
     """Hold the time of the fused generator, from prompt to picture, to a budget."""
     if budget_ms is None or not isinstance(record, LatencyRecord) or record.target != "generator":
         return record
@@ -152,7 +162,7 @@ def _record(
     wall, cpu = (np.asarray(column) for column in zip(*found, strict=True))
     samples = Samples(wall_ms=wall.tolist(), cpu_ms=cpu.tolist())
     p50, p90, p99 = (float(v) for v in np.percentile(wall, (50, 90, 99)))
-    verdict, said = _warmth(before.thermal, thermal_after)
+    verdict, said = warmth(before.thermal, thermal_after)
     words = f"{remote.label} {artifact.component}: median {p50:.2f} ms on {threads} thread(s), {said}; "
     words += "opened cold" if before.cold else "not opened cold: the page cache was not dropped"
     return LatencyRecord(
@@ -183,13 +193,3 @@ def _record(
         verdict=verdict,
         sentence=words,
     )
-
-
-def _warmth(before: int | None, after: int | None) -> tuple[Verdict, str]:
-    """Judge whether a device stayed cool; one that does not tell is not judged."""
-    if before is None or after is None:
-        return "skip", "not judged: the device does not tell its thermal status"
-    words = f"thermal status {before} before and {after} after"
-    if max(before, after) > 0:
-        return "fail", f"{words}; it was warm, so this is no figure"
-    return "pass", words

@@ -296,8 +296,8 @@ def test_the_generator_is_held_to_the_budget(phone: adb.Phone, bundle: Bundle, t
     ],
 )
 def test_warmth_is_judged_where_it_is_told(before: int | None, after: int | None, verdict: str, words: str):
-    assert timing._warmth(before, after)[0] == verdict
-    assert words in timing._warmth(before, after)[1]
+    assert condition.warmth(before, after)[0] == verdict
+    assert words in condition.warmth(before, after)[1]
 
 
 def test_a_device_without_a_thermal_status_gives_no_verdict(phone: adb.Phone, bundle: Bundle):
@@ -386,7 +386,7 @@ def test_runners_are_bound_to_the_cores(phone: adb.Phone, bundle: Bundle, fake_a
 
 
 def test_an_emulator_is_not_timed(bundle: Bundle):
-    with pytest.raises(ValueError, match="wanted a device to time as 'adb:SERIAL', got 'qemu'"):
+    with pytest.raises(ValueError, match="wanted a device to time as 'adb:SERIAL' or 'ios:UDID', got 'qemu'"):
         bench(BenchConfig(bundle=str(bundle.root), device="qemu"))
 
 

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
 
-from flashbulb.export.bundle import Bundle
+from flashbulb.export.bundle import Bundle, read_bundle, write_manifest
+from flashbulb.runtimes import options
+from flashbulb.runtimes.devices import check as check_module
 from flashbulb.runtimes.devices import qemu
 from flashbulb.runtimes.devices.agreement import FLOAT32_DB, INT8_DB, agreement, tolerance_db
 from flashbulb.runtimes.devices.check import Wanted, check_device, chosen, open_device
 from flashbulb.runtimes.devices.remote import Launcher
 from flashbulb.runtimes.engines.base import EngineError
+from flashbulb.runtimes.gates import engine_gates
 from flashbulb.runtimes.merge import merge
-from flashbulb.runtimes.records import Device, LatencyRecord, Report, now
+from flashbulb.runtimes.records import Device, LatencyRecord, Report, SanityRecord, now
 from flashbulb.runtimes.stage import BenchConfig, CheckConfig, bench, check
 
 WANTED = Wanted(None, None, None, "0" * 64)
@@ -49,14 +55,108 @@ def test_changed_files_are_not_run(bundle: Bundle):
     assert found.device is None and [r.verdict for r in found.records] == ["fail"]
 
 
-def test_a_baseline_is_of_this_machine(bundle: Bundle):
-    with pytest.raises(ValueError, match="--baseline or --device, got both"):
-        check(CheckConfig(bundle=str(bundle.root), device="qemu", baseline="x"))
+CHECK_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"device": "qemu", "baseline": "x"}, "wanted --baseline or --device, got both; qemu"),
+    ({"device": "qemu", "max_slowdown": 1.1}, "wanted --max-slowdown or --device, got both"),
+    ({"device": "adb:x", "max_db_drop": 1.0}, "wanted --max-db-drop or --device, got both; adb:x"),
+    ({"device": "adb:x", "seconds": 1.0}, "wanted --seconds or --device"),
+    ({"device": "adb:x", "bisect": True}, "wanted --bisect or --device, got both; .*run it without"),
+    ({"device": "qemu", "runners": "x"}, "wanted --runners or --device, got both; qemu: .*made here"),
+    ({"device": "ios:x", "runners": "x"}, "wanted --runners or --device, got both; ios:x: .*an app"),
+    ({"device": "ios:x", "threads": 2}, "wanted --threads or --device, got both; ios:x: the app"),
+    ({"runners": "x"}, "wanted --device with --runners, got 'x' alone"),
+    ({"cases": 3}, "wanted --device with --cases, got 3 alone"),
+    ({"seconds": 5.0}, "wanted --baseline with --seconds, got 5.0 alone"),
+    ({"max_slowdown": 1.1}, "wanted --baseline with --max-slowdown"),
+]
 
 
-def test_optimum_is_of_this_machine(bundle: Bundle):
-    with pytest.raises(ValueError, match="--optimum or --device, got both"):
-        bench(BenchConfig(bundle=str(bundle.root), device="adb:x", optimum="x"))
+@pytest.mark.parametrize(("given", "words"), CHECK_OPTIONS, ids=[str(o) for o, _ in CHECK_OPTIONS])
+def test_check_ignores_no_option(bundle: Bundle, given: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        check(CheckConfig(bundle=str(bundle.root), **given))
+
+
+BENCH_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"device": "adb:x", "optimum": "x"}, "wanted --optimum or --device, got both; adb:x"),
+    ({"device": "adb:x", "prompt": "x"}, "wanted --prompt or --device, got both; .*first golden case"),
+    ({"device": "adb:x", "checkpoint": "x"}, "wanted --checkpoint or --device, got both; .*no PyTorch"),
+    ({"device": "ios:x", "cores": "big"}, "wanted --cores or --device, got both; ios:x: the app"),
+    ({"device": "ios:x", "threads": 2}, "wanted --threads or --device, got both; ios:x: the app"),
+    ({"device": "ios:x", "runners": "x"}, "wanted --runners or --device, got both; ios:x"),
+    ({"cores": "big"}, "wanted --device with --cores, got 'big' alone"),
+    ({"cool_down_s": 1.0}, "wanted --device with --cool-down-s, got 1.0 alone"),
+    ({"runners": "x"}, "wanted --device with --runners, got 'x' alone"),
+]
+
+
+@pytest.mark.parametrize(("given", "words"), BENCH_OPTIONS, ids=[str(o) for o, _ in BENCH_OPTIONS])
+def test_bench_ignores_no_option(bundle: Bundle, given: dict[str, Any], words: str):
+    with pytest.raises(ValueError, match=words):
+        bench(BenchConfig(bundle=str(bundle.root), **given))
+
+
+@pytest.mark.parametrize("config", [CheckConfig, BenchConfig])
+def test_every_option_is_heeded_or_refused(config: type[Any]):
+    """A new option must be put into one of these lists, or it may be ignored."""
+    refused = {
+        CheckConfig: (options.CHECK_HERE, options.CHECK_DEVICE),
+        BenchConfig: (options.BENCH_HERE, options.BENCH_DEVICE),
+    }[config]
+    both = {"bundle", "engine", "threads", "device", "out"}
+    heeded = {
+        CheckConfig: both | {"checkpoint", "summary"},
+        BenchConfig: both | {"runs", "seconds", "budget_ms"},
+    }[config]
+    assert set(config.__struct_fields__) == heeded.union(*refused)
+
+
+def test_the_files_are_held_to_every_gate_before_a_device_is_asked(bundle: Bundle, stand_in: Stand):
+    found = check_device(bundle, "adb:x", WANTED._replace(threads=3), lambda *step: None)
+    gates = {r.gate: r.verdict for r in found.records if isinstance(r, SanityRecord)}
+    wanted = {a.component: f"structure.{a.component}.ort" for a in bundle.manifest.artifacts}
+    assert {gates[name] for name in wanted.values()} == {"fail"}  # words in place of programs
+    assert gates["rule"] == "fail"  # this bundle's thresholds are lower than an export's
+    assert (gates["source"], gates["weights"], gates["pictures"]) == ("skip", "skip", "pass")
+    assert gates["floors"] == "fail" and stand_in.threads == {3}  # of what the device drew
+    shown = {
+        kind: max(r.value for r in found.records if getattr(r, "gate", "").startswith(f"{kind}_sensitivity."))
+        for kind in ("prompt", "noise")
+    }
+    raised = {f"{kind}_rms_min": value / 2 for kind, value in shown.items()}
+    sanity = msgspec.structs.replace(bundle.manifest.sanity, **raised)
+    write_manifest(msgspec.structs.replace(bundle.manifest, sanity=sanity), bundle.root)
+    found = check_device(read_bundle(bundle.root), "adb:x", WANTED, lambda *step: None)
+    assert [r.verdict for r in found.records if getattr(r, "gate", "") == "floors"] == ["pass"]
+
+
+class Stand:
+    """A device that computes as this machine."""
+
+    def __init__(self, world: SimpleNamespace) -> None:
+        self.world, self.threads = world, set[int]()
+
+    @contextmanager
+    def open(self, word: str, runners: str | None) -> Iterator[check_module.Place]:
+        yield check_module.Place(
+            (SimpleNamespace(where="x", close=lambda: None),),  # type: ignore[arg-type]
+            lambda: Device(kind="adb", name="x", os="x", arch="x", cpu="x", cores=1, memory_bytes=1),
+            lambda bundle: iter(()),
+            lambda launcher, engine: None,
+        )
+
+    def gates(self, bundle: Bundle, remote: Any, threads: int, cases: int | None) -> Iterator[Any]:
+        self.threads.add(threads)
+        return engine_gates(bundle, self.world.Engine(), threads, cases)
+
+
+@pytest.fixture
+def stand_in(world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> Stand:
+    found = Stand(world)
+    monkeypatch.setattr(check_module, "open_device", found.open)
+    monkeypatch.setattr(check_module, "engine_gates", found.gates)
+    monkeypatch.setattr(check_module, "_agreement", lambda *a: iter(()))
+    return found
 
 
 def test_only_what_apps_load_runs_elsewhere(bundle: Bundle, world: SimpleNamespace):

@@ -18,10 +18,11 @@ import pytest
 
 from flashbulb.export.artifact import digest, record
 from flashbulb.export.bundle import Bundle, read_bundle, write_manifest
+from flashbulb.runtimes.devices import check as check_module
 from flashbulb.runtimes.devices import ios
 from flashbulb.runtimes.engines.base import EngineError
-from flashbulb.runtimes.records import ParityRecord, Report
-from flashbulb.runtimes.stage import CheckConfig, check
+from flashbulb.runtimes.records import LatencyRecord, ParityRecord, Report
+from flashbulb.runtimes.stage import BenchConfig, CheckConfig, bench, check
 
 UDID = "00008110-000A1B2C3D4E801E"
 DEVICES = {
@@ -50,7 +51,8 @@ if words[1:3] == ["list", "devices"]: say({{"result": json.loads((root / "device
 elif words[1:4] == ["device", "copy", "to"]:
     source, target = pathlib.Path(option("--source")), app / option("--destination")
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(source, target) if source.is_dir() else shutil.copyfile(source, target)
+    if source.is_dir(): shutil.copytree(source, target, dirs_exist_ok=True)
+    else: shutil.copyfile(source, target)
     say({{"result": {{}}}})
 elif words[1:4] == ["device", "copy", "from"]:
     source = app / option("--source")
@@ -141,6 +143,12 @@ def answer(xcrun: Path, parity: list[dict[str, Any]], **told: Any) -> None:
     (xcrun / "answer").write_text(json.dumps({"version": 1, "device": device, "parity": parity} | told))
 
 
+@pytest.fixture(autouse=True)
+def structure_is_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs of this bundle are words, which no gate of files can take apart; test_check asks those."""
+    monkeypatch.setattr(check_module, "program_gates", lambda *a: iter(()))
+
+
 def run(bundle: Bundle, cases: int = 2) -> Report:
     return check(CheckConfig(bundle=str(bundle.root), device=f"ios:{UDID}", cases=cases))
 
@@ -152,7 +160,7 @@ def asked(xcrun: Path) -> list[list[str]]:
 def test_the_exchange(xcrun: Path, coreml: Bundle):
     answer(xcrun, sound(coreml))
     report = run(coreml)
-    assert report.ok, report.failures
+    assert report.failures == ()
     assert (report.device.kind, report.device.name) == ("ios", "iPhone 13")
     assert len(report.parity) == 2 * 4 and {r.threshold_db for r in report.parity} == {60.0}
     sent = xcrun / "container/Documents/flashbulb"
@@ -202,7 +210,7 @@ def test_a_verdict_of_the_app_is_not_believed(xcrun: Path, coreml: Bundle, chang
 def test_what_was_left_out_fails(xcrun: Path, coreml: Bundle):
     answer(xcrun, sound(coreml)[:-1])
     assert run(coreml).failures == (
-        "coreml@cpuAndNeuralEngine left out 1 comparisons, first generator image 1",
+        f"coreml@cpuAndNeuralEngine@{UDID} left out 1 comparisons, first generator image 1",
     )
     (xcrun / "container").rename(xcrun / "old")
     answer(xcrun, [])
@@ -223,6 +231,100 @@ def test_an_answer_to_something_else(xcrun: Path, coreml: Bundle, told: dict[str
     answer(xcrun, sound(coreml), **told)
     with pytest.raises(EngineError, match=words):
         run(coreml)
+
+
+def hashes(bundle: Bundle) -> dict[str, str]:
+    return {file.path: file.sha256 for artifact in bundle.manifest.artifacts for file in artifact.files}
+
+
+def test_records_name_the_device_and_its_files(xcrun: Path, coreml: Bundle):
+    answer(xcrun, sound(coreml))
+    report = run(coreml)
+    assert {r.engine for r in report.parity} == {f"coreml@cpuAndNeuralEngine@{UDID}"}
+    assert report.device.attributes["udid"] == UDID
+    assert any("told no hashes" in sentence for sentence in report.skipped)
+    answer(xcrun, sound(coreml), files=hashes(coreml))
+    assert [r.verdict for r in run(coreml).sanity if r.gate == "device_files"] == ["pass"]
+    for files in (hashes(coreml) | {next(iter(hashes(coreml))): "0" * 64}, {"another": "0" * 64}):
+        answer(xcrun, sound(coreml), files=files)
+        assert any("are not those of the bundle" in sentence for sentence in run(coreml).failures)
+
+
+def test_only_core_ml_runs_there(xcrun: Path, coreml: Bundle):
+    for command, config in ((check, CheckConfig), (bench, BenchConfig)):
+        with pytest.raises(EngineError, match=r"wanted Core ML programs .* got engine 'ort'"):
+            command(config(bundle=str(coreml.root), device=f"ios:{UDID}", engine="ort"))
+    answer(xcrun, sound(coreml))
+    report = check(CheckConfig(bundle=str(coreml.root), device=f"ios:{UDID}", engine="coreml", cases=2))
+    assert report.failures == ()
+
+
+def test_a_bundle_without_core_ml_is_not_sent(xcrun: Path, bundle: Bundle):
+    with pytest.raises(EngineError, match=r"a bundle with \['ort'\]"):
+        check(CheckConfig(bundle=str(bundle.root), device=f"ios:{UDID}"))
+    assert not (xcrun / "asked").exists()
+
+
+def times(bundle: Bundle, runs: int = 20) -> list[dict[str, Any]]:
+    """What an app would say of a device that stayed cool."""
+    figures = {"load_ms": 9.0, "first_ms": 5.0, "min_ms": 1.0, "p50_ms": 2.0, "p90_ms": 3.0, "p99_ms": 4.0}
+    figures |= {"cpu_p50_ms": 2.0, "cpu_over_wall": 1.0, "ratio_to_eager": None, "cpu_ratio_to_eager": None}
+    counts = {"threads": 1, "runs": runs, "disturbed_runs": 0, "baseline_rss_bytes": 1, "peak_rss_bytes": 2}
+    counts |= {"artifact_bytes": 3, "thermal_before": 0, "thermal_after": 0}
+    words = {"engine": "coreml@all", "verdict": "pass", "sentence": "fast"}
+    return [
+        figures | counts | words | {"precision": a.precision, "target": a.component}
+        for a in bundle.manifest.artifacts
+    ]
+
+
+def clocked(bundle: Bundle, **options: Any) -> Report:
+    return bench(BenchConfig(bundle=str(bundle.root), device=f"ios:{UDID}", runs=20, **options))
+
+
+def test_an_app_times_every_program(xcrun: Path, coreml: Bundle):
+    answer(xcrun, [], latency=times(coreml))
+    report = clocked(coreml)
+    assert report.ok and report.parity == () and report.device.kind == "ios"
+    assert {r.target for r in report.latency} == set(coreml.components("coreml"))
+    for figure in report.latency:
+        assert isinstance(figure, LatencyRecord) and figure.verdict == "pass"
+        assert (figure.engine, figure.p50_ms, figure.load_ms) == (f"coreml@all@{UDID}", 2.0, 9.0)
+        assert figure.sentence.endswith("thermal status 0 before and 0 after")
+    request = xcrun / "container/Documents/flashbulb/request.json"
+    asked = msgspec.json.decode(request.read_bytes(), type=ios.Request)
+    assert (asked.cases, asked.runs) == (0, 20)
+    late = [r.target for r in clocked(coreml, budget_ms=1.5).latency if r.verdict == "fail"]
+    assert late == ["generator"] and clocked(coreml, budget_ms=2.5).ok
+
+
+TIMES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "warm": ({"thermal_after": 1}, "fail", "it was warm, so this is no figure"),
+    "silent": ({"thermal_after": None}, "skip", "not judged: the device does not tell"),
+    "few": ({"runs": 19}, "fail", "wanted 20 runs, got 19"),
+    "unordered": ({"p50_ms": 3.5}, "fail", "wanted positive times that rise"),
+    "negative": ({"min_ms": -1.0}, "fail", "wanted positive times that rise"),
+    "another program": ({"target": "safety"}, "fail", "the bundle has no such program of float32"),
+    "another precision": ({"precision": "float16"}, "fail", "no such program of float16"),
+}
+
+
+@pytest.mark.parametrize(("change", "verdict", "words"), TIMES.values(), ids=TIMES)
+def test_a_figure_of_the_app_is_not_believed(xcrun: Path, coreml: Bundle, change, verdict: str, words: str):
+    told = times(coreml)
+    told[1] |= change
+    answer(xcrun, [], latency=told)
+    report = clocked(coreml)
+    assert [r.verdict for r in report.latency] == ["pass", verdict, "pass", "pass"]
+    assert words in report.latency[1].sentence
+
+
+def test_a_program_that_was_not_timed_fails(xcrun: Path, coreml: Bundle):
+    told = times(coreml)
+    answer(xcrun, [], latency=told[1:])
+    assert clocked(coreml).failures == (f"coreml@all@{UDID} left out {told[0]['target']}",)
+    answer(xcrun, [], latency=[])
+    assert "coreml left out generator, text_encoder, unet, vae_decoder" in clocked(coreml).failures[0]
 
 
 def test_a_device_that_is_not_there_names_those_that_are(xcrun: Path):
