@@ -163,7 +163,8 @@ def _record(
     samples = Samples(wall_ms=wall.tolist(), cpu_ms=cpu.tolist())
     p50, p90, p99 = (float(v) for v in np.percentile(wall, (50, 90, 99)))
     verdict, said = warmth(before.thermal, thermal_after)
-    words = f"{remote.label} {artifact.component}: median {p50:.2f} ms on {threads} thread(s), {said}; "
+    words = f"{remote.label} {artifact.component}: median {p50:.2f} ms on {threads} thread(s), "
+    words += f"cores: {before.cores}, {said}; "
     words += "opened cold" if before.cold else "not opened cold: the page cache was not dropped"
     return LatencyRecord(
         engine=remote.label,

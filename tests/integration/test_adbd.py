@@ -22,7 +22,7 @@ pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-PLACES = os.pathsep.join(["/usr/sbin", "/usr/lib/android-sdk/platform-tools"])
+PLACES = os.pathsep.join([str(ROOT / ".ci/.adbd/bin"), "/usr/sbin", "/usr/lib/android-sdk/platform-tools"])
 SERIAL = "127.0.0.1:5555"
 LOOP = """
 set -u
@@ -31,15 +31,31 @@ mkdir -p "$1/data" "$1/home"
 export HOME="$1/home" TMPDIR="$1"
 [ -d /data ] && made="" || { mkdir /data && made=1; }
 mount -t tmpfs tmpfs /data && mkdir -p /data/local/tmp
-LD_PRELOAD="$2" "$3" >"$1/adbd.log" 2>&1 & daemon=$!
-tries=0
-until adb connect SERIAL 2>&1 | grep -q "connected to" || [ $((tries += 1)) = 100 ]; do :; done
-shift 3
+mount -o bind,ro /proc/sys /proc/sys
+start() {
+  LD_PRELOAD="$2" "$3" >>"$1/adbd.log" 2>&1 & echo $! >"$1/daemon"
+  tries=0
+  until adb connect SERIAL 2>&1 | grep -q "connected to" || [ $((tries += 1)) = 100 ]; do :; done
+}
+lose() {
+  until [ -s "$1/run.json" ] || ls /data/local/tmp/flashbulb-*/runner.log; do sleep 0.1; done 2>/dev/null
+  sleep 2
+  kill -9 "$(cat "$1/daemon")"
+  adb disconnect SERIAL
+  sleep 2
+  start "$@"
+  touch "$1/found-again"
+}
+start "$@"
+[ -z "$4" ] || lose "$@" >"$1/lost.log" 2>&1 & losing=$!
+folder=$1
+shift 4
 "$@"
 code=$?
+wait $losing
 adb -s SERIAL shell -T ls /data/local/tmp | grep -q flashbulb && code=70
 adb kill-server
-kill $daemon
+kill "$(cat "$folder/daemon")"
 umount /data; [ -z "$made" ] || rmdir /data
 exit $code
 """.replace("SERIAL", SERIAL)
@@ -64,7 +80,7 @@ def absent() -> str | None:
     for program in ("adb", "unshare", "ip", "cc"):
         if shutil.which(program) is None:
             return f"no {program}"
-    return None if daemon() else "no adbd: apt-get install adbd, of Debian's trixie or bookworm-backports"
+    return None if daemon() else "no adbd: run .ci/adbd"
 
 
 def daemon() -> str | None:
@@ -100,12 +116,19 @@ def bundle(runners: Path, tiny_sticker: Path, tmp_path_factory: pytest.TempPathF
     return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=(Ort(),)))
 
 
-def through_the_daemon(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run `flashbulb` beside the daemon; exit code 70 when something was left on the device."""
+def through_the_daemon(folder: Path, *words: str, lost: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run `flashbulb` beside the daemon; exit code 70 when something was left on the device.
+
+    Args:
+        folder: for whatever the daemon needs.
+        words: what to run.
+        lost: end the daemon and its connection once, while a runner works, and start it again.
+    """
     (folder / "vsock.c").write_text(NO_VSOCK)
     shim = folder / "vsock.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, folder / "vsock.c", "-ldl"], check=True)
     start = ["unshare", "-nm", "bash", "-c", LOOP, "loop", str(folder), str(shim), str(daemon())]
+    start.append("lost" if lost else "")
     return subprocess.run(
         [*start, sys.executable, "-m", "flashbulb.apps.cli", *words],
         cwd=ROOT,
@@ -125,6 +148,10 @@ def test_push_judge_pull_and_clean_up(runners: Path, bundle: Path, tmp_path: Pat
     assert report.ok and report.device.kind == "adb" and report.device.attributes["serial"] == SERIAL
     assert report.device.attributes["features"] == "neon,dotprod,fp16"
     assert {r.gate for r in report.sanity if r.verdict == "pass"} >= {
+        "structure.unet.ort",
+        "weights.unet.ort",
+        "rule",
+        "floors",
         "pushed",
         "load",
         "fused",
@@ -132,6 +159,29 @@ def test_push_judge_pull_and_clean_up(runners: Path, bundle: Path, tmp_path: Pat
     }
     quantities = {r.quantity for r in report.parity if r.verdict == "pass"}
     assert quantities == {"text_encoder", "unet", "vae_decoder", "generator", "x0", "image"}
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["kept", "lost"])
+def test_every_program_is_timed_and_nothing_is_left(runners: Path, bundle: Path, tmp_path: Path, lost: bool):
+    """The processor is imitated, so that no figure counts: each must be taken, and say how."""
+    words = ["--device", f"adb:{SERIAL}", "--runners", str(runners), "--engine", "ort", "--threads", "1"]
+    words += ["--runs", "10", "--seconds", "1", "--out", str(tmp_path / "run.json")]
+    done = through_the_daemon(tmp_path, "bench", str(bundle), *words, lost=lost)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    said = " ".join(done.stderr.split())
+    again = said.count("starting it again") + said.count("trying again")
+    assert ((tmp_path / "found-again").exists(), again > 0) == (lost, lost), done.stderr[-3000:]
+    report = read_report(tmp_path / "run.json")
+    assert report.ok and report.device.kind == "adb"
+    assert {r.gate for r in report.sanity if r.verdict == "pass"} == {"pushed", "device_files"}
+    assert {r.target for r in report.latency} == {"text_encoder", "unet", "vae_decoder", "generator"}
+    for record in report.latency:
+        assert record.engine == f"ort@{SERIAL}" and record.runs == 10
+        assert 0 < record.min_ms <= record.p50_ms <= record.p90_ms <= record.p99_ms
+        assert min(record.load_ms, record.first_ms, record.cpu_p50_ms, record.artifact_bytes) > 0
+        assert record.peak_rss_bytes > record.baseline_rss_bytes > 0
+        assert (record.cores, record.cold, record.verdict) == ("all", False, "skip")  # no dumpsys, no drop
+        assert "not judged: the device does not tell its thermal status" in record.sentence
 
 
 def test_a_device_that_is_not_there(runners: Path, bundle: Path, tmp_path: Path):

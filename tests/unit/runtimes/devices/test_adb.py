@@ -321,6 +321,7 @@ def test_what_decides_a_figure_is_recorded(
         assert "not opened cold: the page cache was not dropped" in record.sentence
     for record in little:
         assert (record.cores, record.cold) == ("little (mask 1)", True)
+        assert "on 2 thread(s), cores: little (mask 1), thermal" in record.sentence
         assert record.sentence.endswith("; opened cold")
     for record in every + little:
         assert record.governors == {"0,1,2,3": "schedutil", "4,5,6": "schedutil", "7": "performance"}
