@@ -131,7 +131,7 @@ class BenchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     cores: Literal["all", "big", "little"] = "all"
     """Which cores of the phone to use: all, its fastest, or its slowest."""
     cool_down_s: Annotated[float, msgspec.Meta(ge=0)] = 120.0
-    """Longest time to wait before each program until the phone is cool."""
+    """Longest time to wait before each program until the phone is cool, where it tells whether it is."""
     out: str | None = None
     """Write the report here as JSON."""
 

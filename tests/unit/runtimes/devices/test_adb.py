@@ -386,6 +386,34 @@ def test_runners_are_bound_to_the_cores(phone: adb.Phone, bundle: Bundle, fake_a
     assert "taskset 1 ./flashbulb-ort onnx/unet.ort" in (fake_adb / "asked").read_text()
 
 
+def test_a_command_is_heeded_on_the_phone(
+    fake_adb: Path,
+    runners: Path,
+    bundle: Bundle,
+    tmp_path: Path,
+    thermal: Path,
+    clocks: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    thermal.write_text("0\n")
+    (tmp_path / "there").mkdir()
+    opened = adb.phone
+    monkeypatch.setattr(adb, "phone", lambda serial, made: opened(serial, made, str(tmp_path / "there")))
+    config = BenchConfig(
+        bundle=str(bundle.root),
+        device="adb:fake:5555",
+        runners=str(runners),
+        runs=10,
+        threads=0,
+        cores="little",
+    )
+    report = bench(config)
+    assert report.ok and len(report.latency) == 4
+    assert {(r.threads, r.cores, r.runs) for r in report.latency} == {(4, "little (mask f)", 10)}
+    assert "taskset f ./flashbulb-ort onnx/unet.ort - 4" in (fake_adb / "asked").read_text()
+    assert list((tmp_path / "there").iterdir()) == []
+
+
 def test_an_emulator_is_not_timed(bundle: Bundle):
     with pytest.raises(ValueError, match="wanted a device to time as 'adb:SERIAL' or 'ios:UDID', got 'qemu'"):
         bench(BenchConfig(bundle=str(bundle.root), device="qemu"))
