@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizerFast
 
+    from flashbulb.export.bundle import Bundle
+
 CAPTIONS = (
     "a glossy red apple on a pink background",
     "a flat blue whale on a white background",
@@ -68,6 +70,28 @@ def sticker_bundle(tiny_sticker: Path, once: Callable[[str, Callable[[Path], Pat
         return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=backends))
 
     return once("sticker-bundle", make)
+
+
+@pytest.fixture
+def resign() -> Callable[[Path], Bundle]:
+    """Make all hashes of a changed bundle right again."""
+    from msgspec.structs import replace
+
+    from flashbulb.export.artifact import digest, record, records
+    from flashbulb.export.bundle import read_bundle, write_manifest
+
+    def again(root: Path) -> Bundle:
+        bundle = read_bundle(root)
+        artifacts = []
+        for artifact in bundle.manifest.artifacts:
+            files = records(bundle.path(artifact), root)
+            size = sum(f.size_bytes for f in files)
+            artifacts.append(replace(artifact, files=files, sha256=digest(files), size_bytes=size))
+        others = tuple(record(root / f.path, root) for f in bundle.manifest.files)
+        write_manifest(replace(bundle.manifest, artifacts=tuple(artifacts), files=others), root)
+        return read_bundle(root)
+
+    return again
 
 
 @pytest.fixture(scope="session")

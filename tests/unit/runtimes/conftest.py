@@ -8,7 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
@@ -299,24 +298,3 @@ def export_encoded(checkpoint: Path, folder: Path) -> Path:
     return stage.run(
         stage.ExportConfig(checkpoint=str(source), out=str(folder / "bundle"), backends=backends)
     )
-
-
-@pytest.fixture
-def resign() -> Callable[[Path], Bundle]:
-    """Make all hashes of a changed bundle right again."""
-    return _resign
-
-
-def _resign(root: Path) -> Bundle:
-    """Make all hashes of a changed bundle right again."""
-    bundle = read_bundle(root)
-    artifacts = []
-    for artifact in bundle.manifest.artifacts:
-        files = records(bundle.path(artifact), root)
-        size = sum(f.size_bytes for f in files)
-        artifacts.append(
-            msgspec.structs.replace(artifact, files=files, sha256=digest(files), size_bytes=size)
-        )
-    files = tuple(record(root / f.path, root) for f in bundle.manifest.files)
-    write_manifest(msgspec.structs.replace(bundle.manifest, artifacts=tuple(artifacts), files=files), root)
-    return read_bundle(root)
