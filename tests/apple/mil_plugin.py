@@ -204,7 +204,6 @@ FAULTS: dict[str, tuple[str, Callable[..., Any]]] = {
     "epsilon": ("layer_norm", _changed("epsilon", lambda e: e + 0.1)),
     "transpose": ("matmul", _changed("transpose_y", lambda flag: not flag)),
     "keep-order": ("transpose", _changed("perm", lambda perm: tuple(range(len(perm))))),
-    "slice-end": ("slice_by_index", _changed("end_mask", lambda mask: tuple(not m for m in mask))),
     "next-axis": ("gather", _changed("axis", _next_axis)),
     "twice": ("reduce_mean", lambda right: lambda **arguments: right(**arguments) * 2),
 }

@@ -60,8 +60,9 @@ def test_a_sample_passes_without_a_mismatch(runner: ModuleType) -> None:
     assert runner.passed(counts) >= runner.LEAST_SHARE
 
 
-@slow
-@pytest.mark.parametrize("fault", list(CAUGHT))
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=() if f in ("gelu-mode", "transpose") else slow) for f in CAUGHT]
+)
 def test_a_planted_wrong_meaning_fails(runner: ModuleType, fault: str) -> None:
     file, words = CAUGHT[fault]
     found = runner.outcomes([f"--fault={fault}", "-k", words], fp32_only=True, files=(file,))

@@ -82,7 +82,10 @@ def _immediate(data: Field, dtype: DType, count: int) -> Any:
     kinds = reader.message(data)
     number = next(iter(kinds), 0)
     fields = reader.message(kinds[number][-1]).get(1, []) if kinds else []
-    if number == 4:
+    if kinds and (number == 4) != (dtype is STRING):
+        words = ("text", f"values of {dtype.name}") if number == 4 else ("numbers", "text")
+        raise ProgramError(f"wanted {words[1]} in place, got {words[0]}; the file is damaged")
+    if dtype is STRING:
         values: Any = [text(f) for f in fields]
     elif number == 7:
         raw = np.frombuffer(b"".join(bytes(f) for f in fields if not isinstance(f, int)), np.uint8)
