@@ -74,9 +74,15 @@ def dtype_numbered(number: int) -> DType:
 
 
 def held_dtype(dtype: DType) -> torch.dtype:
-    """Return torch's type for values of ``dtype`` while a program runs."""
+    """Return torch's type for values of ``dtype`` while a program runs.
+
+    Raises:
+        ProgramError: for text, of which there are no tensors.
+    """
     import torch
 
+    if not dtype.held:
+        raise ProgramError(f"wanted a tensor of numbers, got one of {dtype.name}; the file is damaged")
     found: torch.dtype = getattr(torch, dtype.held)
     return found
 
