@@ -468,6 +468,17 @@ def work_folder() -> tempfile.TemporaryDirectory[str]:
     )
 
 
+def warm_hypothesis() -> None:
+    """Draw one text: in a fresh clone hypothesis first makes tables of Unicode, which a tracer makes dear."""
+
+    @hypothesis.settings(max_examples=1, database=None, deadline=None)
+    @hypothesis.given(st.text())
+    def one(_: str) -> None:
+        pass
+
+    one()
+
+
 def warm(targets: list[Target]) -> None:
     """Read a sound file and an empty one of each target, so that no case pays for what is imported once."""
     for target in targets:
@@ -493,6 +504,7 @@ def main() -> int:
     begin, total = time.monotonic(), 0
     with work_folder() as work:
         targets = [t for t in all_targets(Path(work)) if not told.target or t.name in told.target]
+        warm_hypothesis()
         tracemalloc.start()  # once: started anew for each case it keeps some kilobytes of its own each time
         warm(targets)
         base = high_water()
