@@ -48,7 +48,7 @@ class LoopConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Steps over which the learning rate rises linearly."""
     decay: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
     """Last share of the steps over which the learning rate falls to zero along a cosine."""
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     """Numbers that the networks compute with; weights and optimizers are float32 always."""
     accumulate: Annotated[int, msgspec.Meta(gt=0)] = 1
     """Micro-batches whose gradients make one step; less memory, the same step."""

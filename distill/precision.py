@@ -7,21 +7,23 @@ launch --mixed_precision`` has no effect here.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import torch
 
-Precision = Literal["no", "bf16", "fp16"]
-"""``no`` is float32 throughout; ``fp16`` also scales the loss."""
+Precision = Literal["auto", "no", "bf16", "fp16"]
+"""``auto`` is bf16 where the processor computes it and ``no`` elsewhere; ``no`` is float32 throughout;
+``fp16`` also scales the loss."""
 
-_chosen: Precision = "bf16"
+_chosen: Precision = "auto"
 
 
 @contextlib.contextmanager
 def computing_in(precision: Precision) -> Iterator[None]:
-    """Let every :func:`autocast` below compute in ``precision``; outside of this it is bf16."""
+    """Let every :func:`autocast` below compute in ``precision``; outside of this it is ``auto``."""
     global _chosen
     before, _chosen = _chosen, precision
     try:
@@ -30,12 +32,37 @@ def computing_in(precision: Precision) -> Iterator[None]:
         _chosen = before
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """Return the autocast of the chosen precision on ``device``, for the body of a network's call."""
+def autocast(device: torch.device, *, wide: bool = False) -> torch.autocast:
+    """Return the autocast of the chosen precision on ``device``, for the body of a network's call.
+
+    Args:
+        device: where the network is.
+        wide: whether its values may leave the range of float16; then it computes in float32 in its place.
+    """
     import torch
 
-    dtype = torch.float16 if _chosen == "fp16" else torch.bfloat16
-    return torch.autocast(device.type, dtype, enabled=_chosen != "no")
+    chosen = resolved(_chosen, device.type)
+    dtype = torch.float16 if chosen == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=chosen != "no" and not (wide and chosen == "fp16"))
+
+
+def resolved(precision: Precision, device: str) -> Precision:
+    """Return what ``precision`` is on a kind of device (``cpu``, ``cuda``): ``auto`` becomes another one."""
+    if precision != "auto":
+        return precision
+    return "bf16" if computes_bf16(device) else "no"
+
+
+@functools.cache
+def computes_bf16(device: str) -> bool:
+    """Tell whether a kind of device has instructions for bfloat16; without, it is many times slower."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device == "cpu":
+        return any(has is True for name, has in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    return False
 
 
 class LossScale:

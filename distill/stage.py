@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import msgspec
+from msgspec.structs import replace
 
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.data.base import DataOptions
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
-from flashbulb.distill.objectives.base import Batch, Pairs, PairSpec, World
-from flashbulb.distill.precision import autocast
+from flashbulb.distill.objectives.base import Batch, Pairs, PairSpec, World, overflows_fp16
+from flashbulb.distill.precision import autocast, computing_in, resolved
 from flashbulb.distill.schedule import ending_at
 from flashbulb.distill.sharding import plain_copy, shard
 from flashbulb.distill.text import null_states, text_function, token_ids
@@ -75,11 +76,19 @@ def run(config: DistillConfig, *, on_step: OnStep | None = None) -> Path:
 
     for source in filter(None, (config.teacher, config.student)):
         Checkpoint.open(source)  # what cannot be opened is said before anything is written
-    out = Path(config.out)
+    config, out = _as_computed_here(config), Path(config.out)
     if Rank.current().index == 0:
         _claim(out, config)
     launch(_worker, config.processes, config, on_step if config.processes == 1 else None)
     return out / "student"
+
+
+def _as_computed_here(config: DistillConfig) -> DistillConfig:
+    """Say in which numbers this machine computes: a resumed run must have the same, and the student tells."""
+    import torch
+
+    found = resolved(config.loop.precision, "cuda" if torch.cuda.is_available() else "cpu")
+    return replace(config, loop=replace(config.loop, precision=found))
 
 
 MAY_CHANGE = ("processes",)
@@ -99,22 +108,30 @@ def _claim(out: Path, config: DistillConfig) -> None:
     """Write the configuration into the run folder, or check that the run there has the same one."""
     out.mkdir(parents=True, exist_ok=True)
     file, partial = out / "config.json", out / ".config.partial"
-    if file.is_file() and _lasting(msgspec.json.decode(file.read_bytes())) != _lasting(
-        msgspec.json.decode(msgspec.json.encode(config))
-    ):
-        raise ValueError(
-            f"{out} holds a run with another configuration; choose another --out or delete the folder"
-        )
+    if file.is_file():
+        texts = file.read_bytes(), msgspec.json.encode(config)
+        there, here = (_lasting(msgspec.json.decode(text)) for text in texts)
+        if other := sorted(k for k in there.keys() | here.keys() if there.get(k) != here.get(k)):
+            raise ValueError(
+                f"{out} holds a run with another configuration: {', '.join(other)} differ; choose another "
+                "--out, or delete the folder"
+            )
     partial.write_bytes(msgspec.json.format(msgspec.json.encode(config)))
     partial.replace(file)
 
 
 def _lasting(config: dict[str, Any]) -> dict[str, Any]:
-    loop = {k: v for k, v in config["loop"].items() if k not in LOOP_MAY_CHANGE}
-    return {k: v for k, v in config.items() if k not in MAY_CHANGE} | {"loop": loop}
+    """Return the settings that a resumed run must share, those of the loop by their dotted names."""
+    loop = {f"loop.{k}": v for k, v in config["loop"].items() if k not in LOOP_MAY_CHANGE}
+    return {k: v for k, v in config.items() if k not in (*MAY_CHANGE, "loop")} | loop
 
 
 def _worker(config: DistillConfig, on_step: OnStep | None) -> None:
+    with computing_in(config.loop.precision):  # the teacher's pictures and the sample grids too
+        _train(config, on_step)
+
+
+def _train(config: DistillConfig, on_step: OnStep | None) -> None:
     import torch
 
     from flashbulb.distill.descent import Descent
@@ -231,7 +248,7 @@ def to_latents(vae: AutoencoderKL, pictures: torch.Tensor) -> torch.Tensor:
     """Encode pictures (b, 3, h, w) in [-1, 1] into scaled latents, KL or Tiny autoencoder."""
     import torch
 
-    with torch.no_grad(), autocast(pictures.device):
+    with torch.no_grad(), autocast(pictures.device, wide=overflows_fp16(vae)):
         encoded = vae.encode(pictures)
     latents = encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
     return (latents * vae.config["scaling_factor"]).float()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import msgspec
 
@@ -47,6 +47,11 @@ class PairSpec(msgspec.Struct, frozen=True, kw_only=True):
         return self.count * self.steps * (1 if self.guidance == 1 else 2)
 
 
+def overflows_fp16(vae: torch.nn.Module) -> bool:
+    """Tell whether an autoencoder is marked as one whose activations float16 cannot hold, as SDXL's is."""
+    return bool(cast("AutoencoderKL", vae).config.get("force_upcast", False))
+
+
 def plain_descent() -> Descent:
     """Return the descent of one process, whose batch is whole."""
     from flashbulb.distill.loop import LoopConfig
@@ -82,7 +87,7 @@ class World(msgspec.Struct, frozen=True, kw_only=True):
         """Return pictures (b, 3, h, w), about [-1, 1], of unscaled-space latents; differentiable."""
         import torch
 
-        with autocast(latents.device):
+        with autocast(latents.device, wide=overflows_fp16(self.vae)):
             if not self.decode_batch:
                 return self._decode(latents)
             return torch.cat([self._decode_again(few) for few in latents.split(self.decode_batch)])

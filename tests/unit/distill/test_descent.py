@@ -8,7 +8,7 @@ import torch
 
 from flashbulb.distill.descent import CLIP, Descent
 from flashbulb.distill.loop import LoopConfig, State, run_loop
-from flashbulb.distill.precision import LossScale, autocast, computing_in
+from flashbulb.distill.precision import LossScale, autocast, computes_bf16, computing_in, resolved
 from flashbulb.distill.rng import StepRng
 
 LOOP = LoopConfig(steps=6, batch=8, ema=0.5, warmup=0, decay=0, log_every=1, precision="no")
@@ -136,14 +136,14 @@ def test_the_loss_scale_grows_after_good_steps_and_never_falls_below_one():
 
 
 @pytest.mark.parametrize(
-    ("precision", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+    ("chosen", "dtype"), [("no", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
-def test_networks_compute_in_the_chosen_precision(precision, dtype):
+def test_networks_compute_in_the_chosen_precision(chosen, dtype):
     layer, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    with computing_in(precision), autocast(x.device):
+    with computing_in(chosen), autocast(x.device):
         assert layer(x).dtype == dtype
     with autocast(x.device):
-        assert layer(x).dtype == torch.bfloat16
+        assert layer(x).dtype == (torch.bfloat16 if computes_bf16("cpu") else torch.float32)
 
 
 def test_parts_of_a_batch_draw_what_the_whole_one_draws():
@@ -225,3 +225,28 @@ def test_tensorboard_has_the_curves_of_the_statistics(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     curve = {event.step: event.value for event in board.Scalars("loss")}
     assert curve == pytest.approx({line["step"]: line["loss"] for line in lines})
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_is_bf16_only_where_the_processor_computes_it(monkeypatch, has, dtype):
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": has, "name": "x"}
+    )
+    computes_bf16.cache_clear()
+    try:
+        with autocast(torch.device("cpu")):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+        assert resolved("auto", "cpu") == ("bf16" if has else "no")
+        assert resolved("fp16", "cpu") == "fp16"
+    finally:
+        computes_bf16.cache_clear()
+
+
+def test_what_float16_cannot_hold_is_computed_in_float32():
+    cpu = torch.device("cpu")
+    with computing_in("fp16"):
+        for wide, dtype in ((False, torch.float16), (True, torch.float32)):
+            with autocast(cpu, wide=wide):
+                assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    with computing_in("bf16"), autocast(cpu, wide=True):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
