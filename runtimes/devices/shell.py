@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from flashbulb.export.artifact import file_sha256
 from flashbulb.runtimes.engines.base import EngineError
@@ -26,11 +27,31 @@ RETRIES = 2
 LOST = re.compile(
     r"device (offline|'.*' not found|not found)|no devices|closed|protocol fault|connection reset", re.I
 )
+CUT = re.compile(r"couldn't read from device|failed to read|broken pipe|write failed|failed to send", re.I)
+"""What ``adb`` says of a copy during which the cable was lost; of one from the device it may say nothing."""
+COPIES = ("push", "pull")
+ENDED = "flashbulb-ended:"
+"""What the device's shell says after a command, with its status: without it the cable was lost meanwhile.
+``adb`` itself ends with 0 or 255 then, by its version, and without a word."""
+STATUS = re.compile(rf"{ENDED}(\d{{1,3}})\s*\Z")
 FULL = re.compile(r"no space left on device|disk quota exceeded", re.I)
 
 
 class DeviceLost(EngineError):
     """The cable was pulled, or the device's side of it ended."""
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    """Its status; 0 is good."""
+    output: str
+    """What it wrote."""
+    said: str
+    """What it has to say of a failure."""
+    lost: bool
+    """Whether the cable was lost, before it or during it."""
 
 
 class Shell:
@@ -78,7 +99,8 @@ class Shell:
             DeviceLost: when the device is gone.
             EngineError: when it failed, with its own words.
         """
-        return self._done(self.remote(words), f"{words[0]} on {self.serial}", check=check)
+        line = f"{shlex.join(words)}; echo {ENDED}$?"
+        return self._done(self.words("shell", "-T", line), f"{words[0]} on {self.serial}", check=check)
 
     def state(self) -> str:
         """Return the device's state; a usable one is ``device``."""
@@ -138,22 +160,22 @@ class Shell:
     def _done(self, words: Sequence[str], what: str, *, check: bool = True, retries: int = RETRIES) -> str:
         for left in range(retries, -1, -1):
             done = self._once(words, what)
-            said = (done.stderr.strip() or done.stdout.strip())[-400:]
-            if not done.returncode or not LOST.search(said):
+            said = done.said[-400:]
+            if done.code and FULL.search(said):
+                raise EngineError(f"{what}: the storage of {self.serial} is full: {said}")
+            if not done.lost:
                 break
             if not left:
-                raise DeviceLost(f"{what}: {said}")
-            log.warning("%s: %s; trying again", what, said)
+                raise DeviceLost(f"{what}: {said or 'it was cut short'}")
+            log.warning("%s: %s; trying again", what, said or "it was cut short")
             self.wait()
-        if done.returncode and FULL.search(said):
-            raise EngineError(f"{what}: the storage of {self.serial} is full: {said}")
-        if done.returncode and check:
-            raise EngineError(f"{what} ended with code {done.returncode}: {said or 'it said nothing'}")
-        return done.stdout
+        if done.code and check:
+            raise EngineError(f"{what} ended with code {done.code}: {said or 'it said nothing'}")
+        return done.output
 
-    def _once(self, words: Sequence[str], what: str) -> subprocess.CompletedProcess[str]:
+    def _once(self, words: Sequence[str], what: str) -> Done:
         try:
-            return subprocess.run(
+            done = subprocess.run(
                 words,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -164,3 +186,22 @@ class Shell:
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceLost(f"{what}: no answer in {self.patience_s:.0f} s") from error
+        return ended(words[3], done.returncode, done.stdout, done.stderr)
+
+
+def ended(verb: str, code: int, output: str, errors: str) -> Done:
+    """Say how a command of ``adb`` ended; that of one for the device's shell is what that shell says.
+
+    Args:
+        verb: what ``adb`` was told, as ``push``.
+        code: what it ended with.
+        output: what it wrote.
+        errors: what it wrote on standard error.
+    """
+    if verb == "shell" and (status := STATUS.search(output)):
+        output = output[: status.start()]
+        return Done(int(status[1]), output, errors.strip() or output.strip(), lost=False)
+    said = errors.strip() or output.strip()
+    silent = code in (0, 255) if verb == "shell" else verb in COPIES and code and "error" not in said
+    cut = verb in COPIES and code and CUT.search(said)
+    return Done(code, output, said, lost=bool(silent or cut or (code and LOST.search(said))))

@@ -1,7 +1,7 @@
 """A program that stands in for ``adb``: its device is a folder of this machine.
 
 It takes the words that the real one takes, hands lines for the device to ``sh`` as the real one does, and
-can be told to lose the device or to run out of storage.
+can be told to lose the device, before a command or during it, or to run out of storage.
 """
 
 from __future__ import annotations
@@ -18,6 +18,20 @@ words = sys.argv[1:]
 with (root / "asked").open("a") as asked:
     asked.write(repr(words) + "\\n")
 def gone(): sys.exit("adb: device 'SERIAL' not found".replace("SERIAL", words[1]))
+def lose_during(how):
+    # As adb 29 and the daemon of Android 14 did when one of them was ended meanwhile.
+    if verb == "push":
+        pathlib.Path(rest[1]).write_bytes(pathlib.Path(rest[0]).read_bytes()[:3])
+        print(f"adb: error: failed to copy '{{rest[0]}}' to '{{rest[1]}}': couldn't read from device")
+        sys.exit(1)
+    if verb == "pull":
+        pathlib.Path(rest[1]).write_bytes(pathlib.Path(rest[0]).read_bytes()[:3])
+        print(f"[  4%] {{rest[0]}}")
+        sys.exit(1)
+    if name != "runner":
+        said = subprocess.run(["sh", "-c", rest[1]], capture_output=True).stdout
+        os.write(1, said[:3])
+    sys.exit(int(how))  # without a word; 0 of older adb, 255 of newer
 def countdown(name):
     file = root / name
     if not file.exists(): return False
@@ -32,7 +46,9 @@ at = root / "lose_at"
 name = verb if verb != "shell" else "runner" if "LD_LIBRARY_PATH" in rest[1] else rest[1].split()[0]
 if at.exists() and at.read_text() == name:
     at.unlink()
-    gone()
+    how = (root / "lose_how").read_text() if (root / "lose_how").exists() else "before"
+    if how == "before": gone()
+    lose_during(how)
 if verb == "get-state": print((root / "state").read_text() if (root / "state").exists() else "device")
 elif verb == "wait-for-device": pass
 elif verb == "push":

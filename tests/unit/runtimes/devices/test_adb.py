@@ -150,11 +150,14 @@ COMMANDS = ("mkdir", "df", "push", "sha256sum", "chmod", "runner", "touch", "pul
 """What a loop asks of a device, in this order."""
 
 
+@pytest.mark.parametrize("how", ["before", "0", "255"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_cable_lost_at_any_command_is_survived(
-    fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path, command: str
+    fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path, command: str, how: str
 ):
+    """Before it, or during it: ``adb`` then ends with 0 or 255, by its version."""
     (tmp_path / "there").mkdir()
+    (fake_adb / "lose_how").write_text(how)
     (fake_adb / "lose_at").write_text(command)
     with adb.phone("fake:5555", str(runners), str(tmp_path / "there")) as launcher:
         (pushed,) = adb.prepare(launcher, bundle, ("ort",))

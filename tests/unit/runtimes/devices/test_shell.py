@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flashbulb.runtimes.devices.shell import DeviceLost, Shell
+from flashbulb.runtimes.devices.shell import ENDED, DeviceLost, Shell, ended
 from flashbulb.runtimes.engines.base import EngineError
 
 NASTY = [
@@ -117,3 +117,50 @@ def test_free_space_is_read(shell: Shell, tmp_path: Path):
 def test_hashes_of_nothing_are_an_error(shell: Shell, tmp_path: Path):
     with pytest.raises(EngineError, match="sha256sum"):
         shell.sha256([str(tmp_path / "none")])
+
+
+@pytest.mark.parametrize("code", ["0", "255"])
+@pytest.mark.parametrize("check", [True, False])
+def test_half_an_answer_is_none(shell: Shell, fake_adb: Path, code: str, check: bool):
+    (fake_adb / "lose_at").write_text("printf")
+    (fake_adb / "lose_how").write_text(code)
+    assert shell.run(["printf", "whole"], check=check) == "whole"
+    assert [words[2] for words in asked(fake_adb)] == ["shell", "wait-for-device", "shell"]
+
+
+COPY = "adb: error: failed to copy 'a' to 'b': "
+ENDS: dict[str, tuple[str, int, str, str, bool]] = {
+    "read": ("push", 1, COPY + "couldn't read from device\n", "", True),
+    "response": ("push", 1, "", "adb: error: failed to read copy response", True),
+    "pipe": ("push", 1, "", "adb: error: Broken pipe", True),
+    "write": ("push", 1, "", "adb: error: write failed: Connection reset by peer", True),
+    "silent pull": ("pull", 1, "[  4%] /data/a", "", True),
+    "no such file": ("pull", 1, "", "adb: error: failed to stat remote object '/data/a'", False),
+    "forbidden": ("push", 1, "", COPY + "remote couldn't create file: Permission denied", False),
+    "copied": ("push", 0, "a: 1 file pushed", "", False),
+    "cut off, older": ("shell", 0, "half", "", True),
+    "cut off, newer": ("shell", 255, "", "half a complaint", True),
+    "never there": ("shell", 1, "", "adb: device 'x' not found", True),
+    "not allowed": ("shell", 1, "", "adb: device unauthorized.", False),
+    "done": ("shell", 0, f"x\n{ENDED}0\n", "", False),
+    "its own 255": ("shell", 0, f"{ENDED}255\n", "", False),
+    "its own words": ("shell", 1, f"{ENDED}1\n", "sh: the file is closed", False),
+    "a state": ("get-state", 0, "device\n", "", False),
+}
+
+
+@pytest.mark.parametrize(("verb", "code", "output", "errors", "lost"), ENDS.values(), ids=ENDS)
+def test_a_lost_cable_is_told_from_a_failure(verb: str, code: int, output: str, errors: str, lost: bool):
+    assert ended(verb, code, output, errors).lost is lost
+
+
+def test_a_command_ends_with_the_status_that_it_had_there():
+    assert ended("shell", 0, f"x\n{ENDED}7\n", "") == (7, "x\n", "x", False)
+
+
+def test_a_full_storage_is_no_lost_cable(shell: Shell, fake_adb: Path, tmp_path: Path):
+    program = fake_adb / "adb"
+    program.write_text("#!/bin/sh\necho 'adb: error: write failed: No space left on device' >&2\nexit 1\n")
+    (tmp_path / "a").write_text("x")
+    with pytest.raises(EngineError, match="the storage of fake:5555 is full"):
+        shell.push(tmp_path / "a", str(tmp_path / "there"))
