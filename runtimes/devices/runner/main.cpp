@@ -2,8 +2,8 @@
 //
 //     runner FILE METHOD THREADS
 //
-// It first writes `ready RUNTIME|ARCH|FEATURES|LOAD_US|RSS_BYTES`, memory being that before the model was
-// opened, and then, for each request, either `error WORDS` or `ok COUNT` with what the request is answered by.
+// It first writes `ready RUNTIME|ARCH|FEATURES|LOAD_US|RSS_BYTES`, memory being that resident before the model
+// was opened, and then, for each request, either `error WORDS` or `ok COUNT` with what the request is answered by.
 // Lines end in \n; the bytes of a tensor follow its line at once, little-endian.
 //
 //     run INPUTS OUTPUTS      INPUTS times `NAME DTYPE SIZE...` and its bytes, OUTPUTS times `NAME`
@@ -19,6 +19,7 @@
 #include <cstdio>
 #include <cstring>
 #include <exception>
+#include <fstream>
 #include <iostream>
 #include <sstream>
 #include <stdexcept>
@@ -63,11 +64,19 @@ Duration timed(Work work) {
   return {microseconds(CLOCK_MONOTONIC) - wall, microseconds(CLOCK_PROCESS_CPUTIME_ID) - cpu};
 }
 
-int64_t peak_rss_bytes() {
+// Memory of this process. What getrusage tells survives exec, so that it may be that of a large parent: it is
+// asked only where the kernel keeps no such line.
+int64_t memory_bytes(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.compare(0, field.size(), field) == 0) return std::stoll(line.substr(field.size())) * 1024;
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
 }
+
+int64_t resident_bytes() { return memory_bytes("VmRSS:"); }
+int64_t peak_resident_bytes() { return memory_bytes("VmHWM:"); }
 
 std::string features() {
 #if defined(__aarch64__)
@@ -84,21 +93,37 @@ std::string features() {
 #endif
 }
 
+// A request whose length is not known, so that nobody can tell where the next one begins.
+struct Unreadable : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// The bytes of a tensor by its dtype and sizes.
+int64_t length(const Tensor& tensor) {
+  int64_t count = 0;
+  try {
+    count = width(tensor.dtype);
+  } catch (const std::runtime_error& error) {
+    throw Unreadable(error.what());
+  }
+  for (int64_t size : tensor.shape) {
+    if (size < 0 || (size > 0 && count > kMostBytes / size)) throw Unreadable("a tensor of too much size");
+    count *= size;
+  }
+  return count;
+}
+
 Tensor read_tensor(std::istream& in) {
   std::string line;
-  if (!std::getline(in, line)) throw std::runtime_error("the input ended inside a request");
+  if (!std::getline(in, line)) throw Unreadable("the input ended inside a request");
   std::istringstream words(line);
   Tensor tensor;
   words >> tensor.name >> tensor.dtype;
-  int64_t count = width(tensor.dtype);
-  for (int64_t size; words >> size;) {
-    if (size <= 0 || count > kMostBytes / size) throw std::runtime_error("a tensor of no or too much size");
-    count *= size;
-    tensor.shape.push_back(size);
-  }
-  tensor.bytes.resize(count);
-  if (!in.read(reinterpret_cast<char*>(tensor.bytes.data()), count))
-    throw std::runtime_error("the input ended inside a tensor");
+  for (int64_t size; words >> size;) tensor.shape.push_back(size);
+  if (!words.eof()) throw Unreadable("a size that is no number of a tensor " + tensor.name);
+  tensor.bytes.resize(length(tensor));
+  if (!in.read(reinterpret_cast<char*>(tensor.bytes.data()), tensor.bytes.size()))
+    throw Unreadable("the input ended inside a tensor");
   return tensor;
 }
 
@@ -113,17 +138,21 @@ class Loop {
  public:
   explicit Loop(Model& model) : model_(model) {}
 
-  // Answer one request. What it must read is read before anything can fail, so that the next one is in place.
+  // Answer one request. What follows its line is read before anything can fail, so that the next one is in
+  // place; where its length is not known, nothing further can be in place, and the runner ends.
   void answer(const std::string& line, std::istream& in, std::ostream& out) {
     std::istringstream words(line);
     std::string verb;
     size_t first = 0, second = 0;
     words >> verb >> first >> second;
-    if (verb == "run" && first <= kMostTensors && second <= kMostTensors) return run(first, second, in, out);
+    if (verb == "run") {
+      if (!words || first > kMostTensors || second > kMostTensors) throw Unreadable("a run of too many tensors");
+      return run(first, second, in, out);
+    }
     if (verb == "time" && first <= kMostRuns) return time(first, out);
     if (verb == "last") return static_cast<void>(out << "ok 1\n" << last_.wall << ' ' << last_.cpu << '\n');
     if (verb != "memory") throw std::runtime_error("no request " + verb);
-    out << "ok 1\n" << peak_rss_bytes() << '\n';
+    out << "ok 1\n" << peak_resident_bytes() << '\n';
   }
 
  private:
@@ -132,6 +161,8 @@ class Loop {
     outputs_.assign(outputs, "");
     for (size_t i = 0; i < inputs; ++i) inputs_.push_back(read_tensor(in));
     for (std::string& name : outputs_) std::getline(in, name);
+    for (const Tensor& tensor : inputs_)
+      if (tensor.bytes.empty()) throw std::runtime_error("a tensor of no size: " + tensor.name);
     std::vector<Tensor> found;
     last_ = timed([&] { found = model_.run(inputs_, outputs_); });
     out << "ok " << found.size() << '\n';
@@ -160,7 +191,7 @@ void say_error(std::ostream& out, std::string words) {
 }
 
 int serve(const std::string& file, const std::string& method, int threads) {
-  const int64_t start = microseconds(CLOCK_MONOTONIC), memory = peak_rss_bytes();
+  const int64_t start = microseconds(CLOCK_MONOTONIC), memory = resident_bytes();
   std::unique_ptr<Model> model;
   try {
     model = open_model(file, method, threads);
@@ -179,6 +210,9 @@ int serve(const std::string& file, const std::string& method, int threads) {
       std::ostringstream answer;
       loop.answer(line, std::cin, answer);
       std::cout << answer.str() << std::flush;
+    } catch (const Unreadable& error) {
+      say_error(std::cout, error.what());
+      return 1;
     } catch (const std::exception& error) {
       say_error(std::cout, error.what());
     }
