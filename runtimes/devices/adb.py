@@ -14,10 +14,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import msgspec
+
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.devices.remote import Launcher
-from flashbulb.runtimes.devices.shell import Shell
+from flashbulb.runtimes.devices.shell import DeviceLost, Shell
 from flashbulb.runtimes.devices.wire import Link
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import sanity
@@ -45,6 +47,8 @@ class Phone(Launcher):
         self.shell, self.runners = shell, runners
         self.folder = f"{folder}/flashbulb-{secrets.token_hex(8)}"
         self.pushed: dict[str, str] = {}
+        self.device = _asked(shell)
+        """What the device was when it was opened: at the end it may be gone."""
         self.kind = "all"
         """Kind of the cores that runners may use."""
         self.cores: str | None = None
@@ -52,6 +56,7 @@ class Phone(Launcher):
 
     def open(self, bundle: Bundle, artifact: Artifact, threads: int) -> Link:
         """Start a runner on a file that was pushed."""
+        self.shell.require()
         program = f"./flashbulb-{artifact.backend}"
         bound = ["taskset", self.cores] if self.cores else []
         words = [
@@ -139,8 +144,14 @@ def phone(serial: str, runners: str | None, folder: str = FOLDER) -> Iterator[Ph
 
 
 def describe(launcher: Phone) -> Device:
+    """Describe a device by what it said when it was opened, and what its runners said since."""
+    told = {"features": ",".join(launcher.features), **launcher.runtimes}
+    attributes = launcher.device.attributes | {key: value for key, value in told.items() if value}
+    return msgspec.structs.replace(launcher.device, attributes=attributes)
+
+
+def _asked(shell: Shell) -> Device:
     """Ask a device what it is; what it does not know is left empty."""
-    shell = launcher.shell
 
     def ask(*words: str) -> str:
         return shell.run(words, check=False).strip()
@@ -150,37 +161,49 @@ def describe(launcher: Phone) -> Device:
     }
     memory = re.search(r"MemTotal:\s+(\d+) kB", ask("cat", "/proc/meminfo"))
     cores = ask("nproc")
-    attributes = {
-        "serial": launcher.where,
-        "features": ",".join(launcher.features),
-        **launcher.runtimes,
-    }
     android = properties["ro.build.version.release"]
     return Device(
         kind="adb",
-        name=properties["ro.product.model"] or launcher.where,
+        name=properties["ro.product.model"] or shell.serial,
         os=f"Android {android}" if android else ask("uname", "-sr") or "unknown",
         arch=ask("uname", "-m") or "unknown",
         cpu=properties["ro.soc.model"] or "unknown",
         cores=int(cores) if cores.isdecimal() else 1,
         memory_bytes=int(memory[1]) * 1024 if memory else 0,
-        attributes={key: value for key, value in attributes.items() if value},
+        attributes={"serial": shell.serial},
     )
 
 
 def prepare(launcher: Phone, bundle: Bundle, formats: tuple[str, ...]) -> Iterator[SanityRecord]:
-    """Push what a device needs, and say so."""
+    """Push what a device needs, and say so; a device that was lost meanwhile is a failed condition.
+
+    Raises:
+        EngineError: when the device lacks the space, or a copy differs.
+    """
     held = {f"{a.path} {a.method}": a for a in bundle.manifest.artifacts if a.format in formats}
-    launcher.push(bundle, held)
+    try:
+        launcher.push(bundle, held)
+    except DeviceLost as error:
+        words = f"{launcher.where} was lost before every file had arrived: {error}"
+        yield sanity("pushed", launcher.where, False, words, value=float(len(launcher.pushed)))
+        return
     count = len(launcher.pushed)
     words = f"{count} files arrived on {launcher.where} with the SHA-256 that they had here"
     yield sanity("pushed", launcher.where, True, words, value=float(count))
 
 
 def finish(launcher: Phone) -> Iterator[SanityRecord]:
-    """Check the files on the device again, and log what the runners complained of."""
-    yield launcher.unchanged()
-    with tempfile.TemporaryDirectory() as folder:
-        text = launcher.log_file(Path(folder) / LOG).read_text(errors="replace")
+    """Check the files on the device again, and log what the runners complained of.
+
+    A device that cannot be asked any more is a failed condition, so that what was found before is kept.
+    """
+    try:
+        yield launcher.unchanged()
+        with tempfile.TemporaryDirectory() as folder:
+            text = launcher.log_file(Path(folder) / LOG).read_text(errors="replace")
+    except EngineError as error:
+        words = f"the files on {launcher.where} could not be looked at again: {error}"
+        yield sanity("device_files", launcher.where, False, words)
+        return
     for line in text.splitlines()[-20:]:
         log.debug("%s: %s", launcher.where, line)

@@ -70,6 +70,8 @@ class Shell:
         if found is None:
             raise EngineError("wanted adb, got none: install Android's platform tools")
         self.serial, self.program, self.patience_s = serial, found, patience_s
+        self.gone = ""
+        """Why it is not asked or waited for any more; empty while it is there."""
 
     def words(self, *rest: str) -> list[str]:
         """Return a command of this machine."""
@@ -107,12 +109,16 @@ class Shell:
         return self._done(self.words("get-state"), f"looking for {self.serial}", retries=0).strip()
 
     def wait(self) -> None:
-        """Wait until the device is there.
+        """Wait until the device is there; one that did not come in time is never waited for again.
 
         Raises:
             DeviceLost: when it does not come in time.
         """
-        self._done(self.words("wait-for-device"), f"waiting for {self.serial}", retries=0)
+        try:
+            self._done(self.words("wait-for-device"), f"waiting for {self.serial}", retries=0)
+        except DeviceLost as error:
+            self.gone = self.gone or str(error)
+            raise
 
     def push(self, file: Path, target: str) -> str:
         """Copy a file to the device, hold what arrived to its hash, and return that.
@@ -173,7 +179,17 @@ class Shell:
             raise EngineError(f"{what} ended with code {done.code}: {said or 'it said nothing'}")
         return done.output
 
+    def require(self) -> None:
+        """Refuse a device that was waited for in vain.
+
+        Raises:
+            DeviceLost: with what was said then.
+        """
+        if self.gone:
+            raise DeviceLost(f"{self.serial} is gone: {self.gone}")
+
     def _once(self, words: Sequence[str], what: str) -> Done:
+        self.require()
         try:
             done = subprocess.run(
                 words,
@@ -185,7 +201,8 @@ class Shell:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise DeviceLost(f"{what}: no answer in {self.patience_s:.0f} s") from error
+            self.gone = f"{what}: no answer in {self.patience_s:.0f} s"
+            raise DeviceLost(self.gone) from error
         return ended(words[3], done.returncode, done.stdout, done.stderr)
 
 

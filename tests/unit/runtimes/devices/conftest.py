@@ -6,10 +6,16 @@ can be told to lose the device, before a command or during it, or to run out of 
 
 from __future__ import annotations
 
+import inspect
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from flashbulb.export.bundle import Bundle
+from flashbulb.runtimes.devices import adb
 
 FAKE = """#!{python} -IS
 import os, pathlib, shutil, subprocess, sys
@@ -42,6 +48,11 @@ assert words[0] == "-s", words
 if words[1] != "fake:5555": gone()
 verb, rest = words[2], words[3:]
 if verb in ("shell", "push", "pull") and countdown("lose_after"): gone()
+away = root / "away_at"
+# From the first command with these words on, the device is gone for good.
+if away.exists() and away.read_text() in " ".join(words[2:]):
+    away.write_text("")
+    gone()
 at = root / "lose_at"
 name = verb if verb != "shell" else "runner" if "LD_LIBRARY_PATH" in rest[1] else rest[1].split()[0]
 if at.exists() and at.read_text() == name:
@@ -60,6 +71,42 @@ elif verb == "shell":
     assert rest[0] == "-T" and len(rest) == 2, rest
     os.execvp("sh", ["sh", "-c", rest[1]])
 else: sys.exit("unknown")
+"""
+RUNNER = """#!{python}
+import os, pathlib, sys
+import numpy as np
+WIDTH = 6
+class STEP:
+    latent_scale = 0.5
+    def coefficients(): return {coefficients}
+{sources}
+component = pathlib.Path(sys.argv[1]).read_text().split()[-1]
+function = globals()[component]
+i, o = sys.stdin.buffer, sys.stdout.buffer
+print("complaint of", component, file=sys.stderr, flush=True)
+o.write(b"ready numpy 1|aarch64|neon|1000|1000\\n"); o.flush()
+while line := i.readline():
+    verb, *numbers = line.split()
+    if verb != b"run":
+        count = int(numbers[0]) if numbers else 1
+        times = [b"%d 900\\n" % (1000 + n) for n in range(count)]
+        o.write(b"ok %d\\n" % count + (b"9000000\\n" if verb == b"memory" else b"".join(times)))
+        o.flush()
+        continue
+    inputs, outputs = numbers
+    given = []
+    for _ in range(int(inputs)):
+        name, dtype, *sizes = i.readline().decode().split()
+        shape = [int(size) for size in sizes]
+        given.append(np.frombuffer(i.read(4 * int(np.prod(shape))), dtype).reshape(shape))
+    names = [i.readline().strip().decode() for _ in range(int(outputs))]
+    dies = pathlib.Path("dies")
+    if dies.exists() and int(dies.read_text()) > 0:
+        dies.write_text(str(int(dies.read_text()) - 1))
+        os._exit(137)
+    found = np.ascontiguousarray(function(*given), np.float32)
+    o.write(f"ok 1\\n{{names[0]}} float32 {{' '.join(map(str, found.shape))}}\\n".encode() + found.tobytes())
+    o.flush()
 """
 ROOTED = """[ -e "{root}/rooted" ] || {{ echo "sysctl: permission denied" >&2; exit 1; }}
 echo "$@" >>"{root}/dropped\""""
@@ -80,3 +127,40 @@ def fake_adb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (root / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(root), prepend=":")
     return root
+
+
+@pytest.fixture
+def thermal(fake_adb: Path) -> Path:
+    """What the device says of its temperature: one status a line, each said once, the last for ever."""
+    program = fake_adb / "dumpsys"
+    said = fake_adb / "thermal"
+    program.write_text(
+        f'#!/bin/sh\necho "Thermal Status: $(head -n 1 "{said}")"\n'
+        f'[ $(wc -l < "{said}") -gt 1 ] && sed -i 1d "{said}"\nexit 0\n'
+    )
+    program.chmod(0o755)
+    return said
+
+
+@pytest.fixture
+def runners(world: SimpleNamespace, tmp_path: Path) -> Path:
+    """A runner that computes what the numpy bundle's components are."""
+    functions = (world.text_encoder, world.unet, world.vae_decoder, world.generator)
+    step = inspect.getmodule(world.generator).STEP  # type: ignore[union-attr]
+    text = RUNNER.format(
+        python=sys.executable,
+        coefficients=repr(tuple(map(float, step.coefficients()))),
+        sources="\n".join(map(inspect.getsource, functions)),
+    )
+    (tmp_path / "runners").mkdir()
+    (tmp_path / "runners" / "flashbulb-ort").write_text(text)
+    (tmp_path / "runners" / "libneeded.so").write_bytes(b"library")
+    return tmp_path / "runners"
+
+
+@pytest.fixture
+def phone(fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path) -> Iterator[adb.Phone]:
+    (tmp_path / "a phone's folder").mkdir()
+    with adb.phone("fake:5555", str(runners), str(tmp_path / "a phone's folder")) as launcher:
+        yield launcher
+    assert list((tmp_path / "a phone's folder").iterdir()) == []
