@@ -36,14 +36,19 @@ class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 def identity(device: Device) -> tuple[object, ...]:
     """Return what tells a device from others, however warm or busy it was."""
     named = (device.kind, device.name, device.os, device.arch, device.cpu, device.cores)
-    return (*named, device.attributes.get("serial"))
+    return (*named, number(device))
+
+
+def number(device: Device) -> str:
+    """Return the number that tells a device from others of its model: Android's serial, Apple's UDID."""
+    return device.attributes.get("serial") or device.attributes.get("udid") or ""
 
 
 def titles(devices: Sequence[Device]) -> tuple[str, ...]:
-    """Name devices so that no two are named alike: by name, or with serial number, or counted."""
+    """Name devices so that no two are named alike: by name, or with its number, or counted."""
     names = [d.name for d in devices]
-    serials = [d.attributes.get("serial", "") for d in devices]
-    shown = [f"{n} ({s})" if names.count(n) > 1 and s else n for n, s in zip(names, serials, strict=True)]
+    numbers = [number(d) for d in devices]
+    shown = [f"{n} ({s})" if names.count(n) > 1 and s else n for n, s in zip(names, numbers, strict=True)]
     return tuple(
         n if shown.count(n) == 1 else f"{n} ({shown[: i + 1].count(n)})" for i, n in enumerate(shown)
     )

@@ -33,6 +33,7 @@ from flashbulb.runtimes.stage import OnStep, available, identity, named
 from flashbulb.runtimes.tables import (
     KINDS,
     QUANTITIES,
+    condition,
     engine_name,
     headline,
     latency_tables,
@@ -160,6 +161,7 @@ def render(
     )
     environment.filters |= {
         "bytes": human_bytes,
+        "condition": condition,
         "engine": engine_name,
         "ms": human_ms,
         "number": number,

@@ -17,7 +17,7 @@ from flashbulb.runtimes.records import (
     Report,
     SanityRecord,
 )
-from flashbulb.runtimes.tables import counts, ways, with_pytorch, with_twin
+from flashbulb.runtimes.tables import condition, counts, ways, with_pytorch, with_twin
 
 VARIABLE = "GITHUB_STEP_SUMMARY"
 """GitHub's runner names a file here, and shows what is appended to it."""
@@ -172,6 +172,7 @@ def latency(part: Measured, title: str) -> str:
             r.engine,
             r.target,
             str(r.threads),
+            r.cores or "-",
             f"{r.p50_ms:.2f}",
             f"{r.p90_ms:.2f}",
             "-" if r.ratio_to_eager is None else f"{r.ratio_to_eager:.2f}",
@@ -179,9 +180,19 @@ def latency(part: Measured, title: str) -> str:
         )
         for r in part.latency
     ]
-    columns = ("engine", "target", "threads", "p50 ms", "p90 ms", "of eager", "")
+    columns = ("engine", "target", "threads", "cores", "p50 ms", "p90 ms", "of eager", "")
     told = [f"- {escape('; '.join(engines))}: {how}" for how, engines in ways(part).items()]
+    told += [f"- {escape(', '.join(names))}: {escape(how)}" for how, names in conditions(part).items()]
     return "\n".join([table(title, columns, rows), "", *told]) if rows else ""
+
+
+def conditions(part: Measured) -> dict[str, list[str]]:
+    """Gather the conditions in which a device's figures were taken: condition -> engine and target."""
+    found: dict[str, list[str]] = {}
+    for record in part.latency:
+        if how := condition(record):
+            found.setdefault(how, []).append(f"{record.engine} {record.target}")
+    return found
 
 
 def regression(records: Sequence[RegressionRecord], title: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from flashbulb.runtimes.machine import number
 from flashbulb.runtimes.records import Device, LatencyRecord, Measured, ParityRecord, Report, Verdict
 
 QUANTITIES = ("text_encoder", "text_encoder_2", "unet", "x0", "vae_decoder", "image", "generator")
@@ -86,11 +87,12 @@ def headline(report: Report) -> Headline:
 
 
 def engine_name(label: str, device: Device | None = None) -> str:
-    """Write an engine's label for people; where it ran is left out for the device's own serial number."""
+    """Write an engine's label for people; where it ran is left out for the device's own number or name."""
     label, _, twin = label.partition(TWIN)
+    for told in (number(device), device.name) if device else ():
+        label = label.removesuffix(f"@{told}")
     base, _, where = label.partition("@")
-    told = device is not None and where in (device.attributes.get("serial"), device.name)
-    name = ENGINES.get(base, base) + (f" @ {where}" if where and not told else "")
+    name = ENGINES.get(base, base) + (f" @ {where}" if where else "")
     return f"{name}, against {twin}" if twin else name
 
 
@@ -212,6 +214,19 @@ def ways(part: Measured) -> dict[str, list[str]]:
     return found
 
 
+def condition(record: LatencyRecord) -> str:
+    """Say on which cores, under which governors, how warm and how cold a figure was taken; empty for none."""
+    told = [record.thermal_before, record.thermal_after]
+    before, after = ("not told" if status is None else status for status in told)
+    parts = [
+        f"cores: {record.cores}" if record.cores else "",
+        ", ".join(f"{governor} on {cores}" for cores, governor in record.governors.items()),
+        f"thermal status {before} before, {after} after" if told != [None, None] else "",
+        {None: "", True: "opened cold", False: "not opened cold"}[record.cold],
+    ]
+    return "; ".join(part for part in parts if part)
+
+
 def by_target(latency: Sequence[LatencyRecord]) -> dict[str, list[LatencyRecord]]:
     """Arrange timings by what was timed, the fastest first."""
     order = dict.fromkeys((*WHOLE, *QUANTITIES, *(r.target for r in latency)))
@@ -220,9 +235,9 @@ def by_target(latency: Sequence[LatencyRecord]) -> dict[str, list[LatencyRecord]
 
 
 def component_timings(latency: Sequence[LatencyRecord]) -> dict[str, Any]:
-    """Arrange timings of components: component (row), engine, precision and threads (column)."""
+    """Arrange timings of components: component (row), engine, precision, threads and cores (column)."""
     found = [r for r in latency if r.target not in WHOLE]
-    engines = list(dict.fromkeys((r.engine, r.precision, r.threads) for r in found))
-    cells = {(r.target, r.engine, r.precision, r.threads): r for r in found}
+    engines = list(dict.fromkeys((r.engine, r.precision, r.threads, r.cores) for r in found))
+    cells = {(r.target, r.engine, r.precision, r.threads, r.cores): r for r in found}
     names = [t for t in by_target(latency) if t not in WHOLE]
     return {"engines": engines, "rows": {n: [cells.get((n, *e)) for e in engines] for n in names}}

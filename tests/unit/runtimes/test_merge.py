@@ -91,6 +91,8 @@ def test_what_one_device_did_at_different_times_stands_together() -> None:
 def test_two_phones_of_one_model_are_two_devices() -> None:
     twins = [report(device("Pixel", serial=s), sanity=(sanity("pass"),)) for s in "AB"]
     assert merge(twins).titles == ("Pixel (A)", "Pixel (B)")
+    twins = [report(device("iPhone", "ios", udid=u), sanity=(sanity("pass"),)) for u in "AB"]
+    assert merge(twins).titles == ("iPhone (A)", "iPhone (B)")
     assert titles([device("x"), device("x"), device("y")]) == ("x (1)", "x (2)", "y")
 
 

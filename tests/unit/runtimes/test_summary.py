@@ -114,6 +114,19 @@ def test_every_device_has_its_tables_and_its_conditions() -> None:
     assert text.splitlines()[0].endswith("1 failed")
 
 
+def test_the_cores_and_the_condition_of_a_figure_are_told() -> None:
+    taken = {"governors": {"0,1": "walt"}, "thermal_before": 0, "thermal_after": 0, "cold": True}
+    found = tuple(latency("ort@P", cores=cores, **taken) for cores in ("big (mask f0)", "little (mask f)"))
+    text = markdown(msgspec.structs.replace(report(), latency=found))
+    for cores in ("big (mask f0)", "little (mask f)"):
+        assert f"| ort\\@P | generator | 1 | {cores} | 20.00 |" in text
+        words = f"cores: {cores}; walt on 0,1; thermal status 0 before, 0 after; opened cold"
+        assert f"- ort\\@P generator: {words}" in text
+    assert "| ort | generator | 1 | - | 20.00 |" in markdown(
+        msgspec.structs.replace(report(), latency=(latency(),))
+    )
+
+
 @pytest.mark.parametrize(
     "name",
     ["<img src=x onerror=alert(1)>", "a|b\n| c", "[x](http://evil)", "\x1b[31mred", "`code`", "\u202egnp"],

@@ -18,6 +18,7 @@ from flashbulb.runtimes.report import ReportConfig, render
 from flashbulb.runtimes.stage import identity
 from flashbulb.runtimes.tables import (
     component_timings,
+    condition,
     engine_name,
     headline,
     latency_tables,
@@ -213,13 +214,49 @@ def test_engines_are_named_with_where_they_ran_unless_the_device_says_it() -> No
     assert engine_name("ort@cortex-a53") == "ONNX Runtime @ cortex-a53"
     assert engine_name("ort@P", PIXEL.device) == "ONNX Runtime"
     assert engine_name("mil") == "mil"
+    iphone = device("iPhone", "ios", udid="U")
+    assert engine_name("coreml@all@U", iphone) == "Core ML @ all"
 
 
 def test_components_timed_with_other_threads_have_their_own_column() -> None:
     found = [latency(target="unet", threads=n, p50_ms=10.0 / n) for n in (1, 4)]
     table = component_timings(found)
-    assert table["engines"] == [("ort", "float32", 1), ("ort", "float32", 4)]
+    assert table["engines"] == [("ort", "float32", 1, ""), ("ort", "float32", 4, "")]
     assert [cell.p50_ms for cell in table["rows"]["unet"]] == [10.0, 2.5]
+
+
+PHONE: dict[str, Any] = {
+    "governors": {"0,1,2,3": "schedutil", "4,5,6,7": "walt"},
+    "thermal_before": 0,
+    "thermal_after": 1,
+    "cold": False,
+}
+
+
+def test_other_cores_have_their_own_column_and_every_condition_is_shown(bundle: Bundle) -> None:
+    kinds = {"big (mask f0)": 10.0, "little (mask f)": 40.0}
+    found = [
+        latency("ort@P", target=target, cores=cores, p50_ms=ms, **PHONE)
+        for cores, ms in kinds.items()
+        for target in ("unet", "generator")
+    ]
+    table = component_timings(found)
+    assert [engine[-1] for engine in table["engines"]] == list(kinds)
+    assert [cell.p50_ms for cell in table["rows"]["unet"]] == [10.0, 40.0]
+    text = page(bundle, of(bundle, PIXEL.device, latency=tuple(found)))
+    there = section(text, "latency")
+    for cores in kinds:
+        assert f"<small>float32, 1 thread, cores: {cores}</small>" in there
+        words = f"cores: {cores}; schedutil on 0,1,2,3, walt on 4,5,6,7; "
+        words += "thermal status 0 before, 1 after; not opened cold</td>"
+        assert there.count(words) == 2  # of the generator, and of the component
+        assert f"1 thread, cores: {cores}</dd>" in text
+
+
+def test_a_condition_that_nobody_asked_for_is_not_shown() -> None:
+    assert condition(latency()) == ""
+    assert condition(latency(cold=True)) == "opened cold"
+    assert condition(latency(thermal_before=0)) == "thermal status 0 before, not told after"
 
 
 def test_devices_without_timings_have_no_latency_section() -> None:
