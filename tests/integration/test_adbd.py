@@ -24,6 +24,8 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join([str(ROOT / ".ci/.adbd/bin"), "/usr/sbin", "/usr/lib/android-sdk/platform-tools"])
 SERIAL = "127.0.0.1:5555"
+BALLAST_BYTES = 256 << 20
+"""Large enough that a copy takes a second."""
 LOOP = """
 set -u
 ip link set lo up
@@ -38,8 +40,8 @@ start() {
   until adb connect SERIAL 2>&1 | grep -q "connected to" || [ $((tries += 1)) = 100 ]; do :; done
 }
 lose() {
-  until [ -s "$1/run.json" ] || ls /data/local/tmp/flashbulb-*/runner.log; do sleep 0.1; done 2>/dev/null
-  sleep 2
+  until [ -s "$1/run.json" ] || ls /data/local/tmp/flashbulb-*/"$4"; do sleep 0.1; done 2>/dev/null
+  [ "$4" != runner.log ] || sleep 2
   kill -9 "$(cat "$1/daemon")"
   adb disconnect SERIAL
   sleep 2
@@ -116,19 +118,20 @@ def bundle(runners: Path, tiny_sticker: Path, tmp_path_factory: pytest.TempPathF
     return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=(Ort(),)))
 
 
-def through_the_daemon(folder: Path, *words: str, lost: bool = False) -> subprocess.CompletedProcess[str]:
+def through_the_daemon(folder: Path, *words: str, lost: str = "") -> subprocess.CompletedProcess[str]:
     """Run `flashbulb` beside the daemon; exit code 70 when something was left on the device.
 
     Args:
         folder: for whatever the daemon needs.
         words: what to run.
-        lost: end the daemon and its connection once, while a runner works, and start it again.
+        lost: end the daemon and its connection once, when this file is being written there, and start it
+            again; the runners' log tells that one of them works.
     """
     (folder / "vsock.c").write_text(NO_VSOCK)
     shim = folder / "vsock.so"
     subprocess.run(["cc", "-shared", "-fPIC", "-o", shim, folder / "vsock.c", "-ldl"], check=True)
     start = ["unshare", "-nm", "bash", "-c", LOOP, "loop", str(folder), str(shim), str(daemon())]
-    start.append("lost" if lost else "")
+    start.append(lost)
     return subprocess.run(
         [*start, sys.executable, "-m", "flashbulb.apps.cli", *words],
         cwd=ROOT,
@@ -166,7 +169,7 @@ def test_every_program_is_timed_and_nothing_is_left(runners: Path, bundle: Path,
     """The processor is imitated, so that no figure counts: each must be taken, and say how."""
     words = ["--device", f"adb:{SERIAL}", "--runners", str(runners), "--engine", "ort", "--threads", "1"]
     words += ["--runs", "10", "--seconds", "1", "--out", str(tmp_path / "run.json")]
-    done = through_the_daemon(tmp_path, "bench", str(bundle), *words, lost=lost)
+    done = through_the_daemon(tmp_path, "bench", str(bundle), *words, lost="runner.log" if lost else "")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     said = " ".join(done.stderr.split())
     again = said.count("starting it again") + said.count("trying again")
@@ -182,6 +185,22 @@ def test_every_program_is_timed_and_nothing_is_left(runners: Path, bundle: Path,
         assert record.peak_rss_bytes > record.baseline_rss_bytes > 0
         assert (record.cores, record.cold, record.verdict) == ("all", False, "skip")  # no dumpsys, no drop
         assert "not judged: the device does not tell its thermal status" in record.sentence
+
+
+def test_a_copy_that_is_cut_short_is_made_again(runners: Path, bundle: Path, tmp_path: Path):
+    ballast = runners / "libballast.so"
+    ballast.write_bytes(os.urandom(BALLAST_BYTES))
+    words = ["--device", f"adb:{SERIAL}", "--runners", str(runners), "--engine", "ort", "--threads", "1"]
+    words += ["--runs", "5", "--seconds", "1", "--out", str(tmp_path / "run.json")]
+    try:
+        done = through_the_daemon(tmp_path, "bench", str(bundle), *words, lost=ballast.name)
+    finally:
+        ballast.unlink()
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    said = " ".join(done.stderr.split())
+    assert "pushing libballast.so" in said and "trying again" in said, done.stderr[-3000:]
+    (pushed,) = [r for r in read_report(tmp_path / "run.json").sanity if r.gate == "pushed"]
+    assert pushed.verdict == "pass" and (tmp_path / "found-again").exists()
 
 
 def test_a_device_that_is_not_there(runners: Path, bundle: Path, tmp_path: Path):
