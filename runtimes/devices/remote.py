@@ -131,7 +131,7 @@ class RemoteSession(Session):
     def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
         """Run one component there, unless the same was run before; a lost runner is started again."""
         artifact, known = self.artifacts[component], self.launcher.known
-        key = (artifact.path, component, _digest(arrays))
+        key = (artifact.path, component, digest(arrays))
         if key not in known:
             feeds = {spec.name: array for spec, array in zip(artifact.inputs, arrays, strict=True)}
             names = [spec.name for spec in artifact.outputs]
@@ -139,7 +139,8 @@ class RemoteSession(Session):
         return known[key]
 
 
-def _digest(arrays: Sequence[Array]) -> bytes:
+def digest(arrays: Sequence[Array]) -> bytes:
+    """Return what tells inputs apart: their dtypes, shapes and values."""
     found = hashlib.sha256()
     for array in arrays:
         found.update(f"{array.dtype} {array.shape} ".encode())

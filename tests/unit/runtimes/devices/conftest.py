@@ -13,9 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.unit.runtimes.devices.apple import as_coreml, install
 
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.devices import adb
+from flashbulb.runtimes.devices import check as check_module
 
 FAKE = """#!{python} -IS
 import os, pathlib, shutil, subprocess, sys
@@ -164,3 +166,23 @@ def phone(fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path) -> Iter
     with adb.phone("fake:5555", str(runners), str(tmp_path / "a phone's folder")) as launcher:
         yield launcher
     assert list((tmp_path / "a phone's folder").iterdir()) == []
+
+
+@pytest.fixture
+def xcrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the stand-in for Apple's tool in front of everything on the path; return its folder."""
+    root = tmp_path / "apple"
+    install(root)
+    monkeypatch.setenv("PATH", str(root), prepend=":")
+    return root
+
+
+@pytest.fixture
+def coreml(bundle: Bundle) -> Bundle:
+    return as_coreml(bundle)
+
+
+@pytest.fixture
+def no_structure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs of that bundle are words, which no gate of files can take apart; test_check asks those."""
+    monkeypatch.setattr(check_module, "program_gates", lambda *a: iter(()))
