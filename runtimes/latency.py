@@ -28,7 +28,7 @@ from flashbulb.runtimes.engines import AnyEngine, Eager
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.ratio import in_turns, ratio_interval
 from flashbulb.runtimes.records import LatencyRecord, SanityRecord, Verdict
-from flashbulb.runtimes.worker import Answer, Failed, Job, Loaded, Timed, Turn
+from flashbulb.runtimes.worker import Answer, Failed, Job, Loaded, Placed, Placing, Request, Timed, Turn
 
 Subject = AnyEngine | Optimum
 COMPONENTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
@@ -95,6 +95,10 @@ class Worker(AbstractContextManager["Worker"]):
         """Let it run a target a few times."""
         return cast(Timed, self._ask(Turn(target=target, count=count)))
 
+    def placement(self, target: str) -> dict[str, float]:
+        """Ask where a target runs; after everything that is timed."""
+        return cast(Placed, self._ask(Placing(target=target))).shares
+
     def prepare(self, target: str, warmup: int) -> Samples:
         """Make the first run and the warm-up ones; return fresh samples."""
         first = self.turn(target, 1)
@@ -102,7 +106,7 @@ class Worker(AbstractContextManager["Worker"]):
             self.turn(target, warmup)
         return Samples(first_ms=first.wall_ms[0])
 
-    def _ask(self, request: Job | Turn) -> Answer:
+    def _ask(self, request: Job | Request) -> Answer:
         assert self.process.stdin and self.process.stdout
         try:
             self.process.stdin.write(msgspec.json.encode(request) + b"\n")
@@ -222,12 +226,29 @@ def _timed(
 def _turns(
     bundle: Bundle, worker: Worker, reference: Worker | None, effort: Effort, budget_ms: float | None
 ) -> Iterator[LatencyRecord]:
-    """Time all targets of one engine in turns with the reference; the reference itself alone."""
+    """Time all targets of one engine in turns with the reference; the reference itself alone.
+
+    Where a target runs is asked when all of them are timed: reading a plan takes memory and may warm caches.
+
+    Raises:
+        EngineError: when one cannot be run; what was timed before is yielded.
+    """
     names = worker.job.components
     pair = [worker] if reference is None or reference is worker else [worker, reference]
-    for name in (*names, "pipeline") if "unet" in names else names:
-        found = interleave(name, pair, effort)
-        yield record(bundle, worker, name, found[0], found[-1] if reference else None, budget_ms)
+    targets = (*names, "pipeline") if "unet" in names else names
+    timed: dict[str, list[Samples]] = {}
+    trouble: EngineError | None = None
+    try:
+        for name in targets:
+            timed[name] = interleave(name, pair, effort)
+    except EngineError as error:
+        trouble = error
+    for name, found in timed.items():
+        placed = {} if trouble else worker.placement(name)
+        theirs = found[-1] if reference else None
+        yield record(bundle, worker, name, found[0], theirs, budget_ms, placed)
+    if trouble:
+        raise trouble
 
 
 def interleave(target: str, workers: Sequence[Worker], effort: Effort) -> list[Samples]:
@@ -250,6 +271,7 @@ def record(
     mine: Samples,
     theirs: Samples | None,
     budget_ms: float | None,
+    placed: dict[str, float],
 ) -> LatencyRecord:
     """Make the record of one engine and target."""
     job, wall = worker.job, np.asarray(mine.wall_ms)
@@ -265,7 +287,6 @@ def record(
     undecided = late and disturbed > len(wall) // 2
     words = f"{label} {target}: median {p50:.2f} ms on {job.threads} thread(s)"
     words += f", {ratio:.2f} of PyTorch eager" if ratio is not None and label != "eager" else ""
-    placed = worker.loaded.placement.get(target, {})
     words += f"; placed on {', '.join(f'{k} {v:.0%}' for k, v in placed.items())}" if placed else ""
     words += f"; {disturbed} of {len(wall)} runs were disturbed" if disturbed else ""
     words += f"; the budget is {budget_ms:.2f} ms" if late else ""

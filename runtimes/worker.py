@@ -1,7 +1,7 @@
 """One engine in a process of its own, so that its peak memory and its threads are its own.
 
-The parent writes one JSON line per request and reads one per answer: first a `Job`, then `Turn`s, then the
-end of the input.  What libraries print goes to standard error, never between the answers.
+The parent writes one JSON line per request and reads one per answer: first a `Job`, then `Turn`s, `Placing`s
+at last, then the end of the input.  What libraries print goes to standard error, never between the answers.
 """
 
 from __future__ import annotations
@@ -42,15 +42,26 @@ class Loaded(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     load_ms: float
     baseline_rss_bytes: int
-    placement: dict[str, dict[str, float]] = {}
-    """Component -> device -> share of its cost."""
 
 
-class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Turn(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="turn"):
     """A request to run one target a few times."""
 
     target: str
     count: int
+
+
+class Placing(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="placing"):
+    """A question where a target runs; to be asked last, since reading a plan takes memory."""
+
+    target: str
+
+
+class Placed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="placed"):
+    """Where a target runs, as far as the runtime says."""
+
+    shares: dict[str, float]
+    """Device -> share of its cost."""
 
 
 class Timed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag="timed"):
@@ -67,7 +78,8 @@ class Failed(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reason: str
 
 
-Answer = Loaded | Timed | Failed
+Request = Turn | Placing
+Answer = Loaded | Timed | Placed | Failed
 
 
 def resident_bytes() -> int:
@@ -125,8 +137,7 @@ def load(job: Job) -> tuple[Bundle, Session, Loaded]:
     baseline, begin = resident_bytes(), time.perf_counter()
     session = job.engine.load(bundle, threads=job.threads, components=job.components)
     spent = (time.perf_counter() - begin) * 1e3
-    placed = {name: session.placement(name) for name in session.components}
-    return bundle, session, Loaded(load_ms=spent, baseline_rss_bytes=baseline, placement=placed)
+    return bundle, session, Loaded(load_ms=spent, baseline_rss_bytes=baseline)
 
 
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
@@ -142,8 +153,12 @@ def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         answer(loaded)
         known = targets(bundle, session, job.prompt, job.seed)
         for line in requests:
-            turn = msgspec.json.decode(line, type=Turn)
-            answer(time_runs(known[turn.target], turn.count))
+            match msgspec.json.decode(line, type=Request):
+                case Turn(target=target, count=count):
+                    answer(time_runs(known[target], count))
+                case Placing(target=target):
+                    held = target in session.components
+                    answer(Placed(shares=session.placement(target) if held else {}))
     except (EngineError, BundleError, CheckpointError, MissingExtra) as error:
         answer(Failed(reason=str(error)))
 

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes import latency
+from flashbulb.runtimes import latency, worker
 from flashbulb.runtimes.engines import Coreml, Ort
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.latency import Effort, Samples, Worker, bench, environment, interleave
 from flashbulb.runtimes.records import SanityRecord
-from flashbulb.runtimes.worker import Job, Timed, peak_bytes, time_runs
+from flashbulb.runtimes.worker import Job, Loaded, Timed, peak_bytes, time_runs
 
 
 class FakeWorker:
@@ -42,8 +46,8 @@ def test_two_workers_take_turns_and_alternate_who_begins() -> None:
 
 
 def test_the_time_limit_still_leaves_ten_runs() -> None:
-    worker = FakeWorker("a", 1.0, [])
-    (found,) = interleave("unet", [worker], Effort(runs=1000, warmup=0, seconds=1e-9))  # type: ignore[list-item]
+    alone = FakeWorker("a", 1.0, [])
+    (found,) = interleave("unet", [alone], Effort(runs=1000, warmup=0, seconds=1e-9))  # type: ignore[list-item]
     assert len(found.wall_ms) == 10
 
 
@@ -71,6 +75,69 @@ def test_a_child_does_not_report_its_parents_peak() -> None:
     )
     assert peak_bytes() > ballast.nbytes
     assert int(child.stdout) < 150_000_000
+
+
+class Placing(FakeWorker):
+    """Says where a target runs, and notes when it was asked; may die at a target."""
+
+    def __init__(self, bundle: Bundle, dies: str = "") -> None:
+        super().__init__("a", 1.0, [])
+        held, self.dies = ("unet", "vae_decoder"), dies
+        self.job = Job(
+            engine=Ort(artifact_format="ort"), bundle=str(bundle.root), components=held, threads=1,
+            prompt="", seed=0,
+        )  # fmt: skip
+        self.loaded = Loaded(load_ms=1.0, baseline_rss_bytes=1)
+
+    def turn(self, target: str, count: int) -> Timed:
+        if target == self.dies:
+            raise EngineError("it died")
+        return super().turn(target, count)
+
+    def placement(self, target: str) -> dict[str, float]:
+        self.turns.append((f"place {target}", 0))
+        return {"CPU": 1.0}
+
+
+def test_where_a_target_runs_is_asked_after_everything_is_timed(bundle: Bundle) -> None:
+    fake: Any = Placing(bundle)
+    found = list(latency._turns(bundle, fake, None, Effort(runs=5, warmup=0), None))
+    assert [(r.target, r.placement) for r in found] == [
+        (name, {"CPU": 1.0}) for name in ("unet", "vae_decoder", "pipeline")
+    ]
+    asked = [name for name, _ in fake.turns]
+    assert asked == ["a"] * 6 + ["place unet", "place vae_decoder", "place pipeline"]
+
+
+def test_what_was_timed_before_an_engine_died_is_kept(bundle: Bundle) -> None:
+    fake: Any = Placing(bundle, dies="vae_decoder")
+    turns = latency._turns(bundle, fake, None, Effort(runs=5, warmup=0), None)
+    first = next(turns)
+    assert (first.target, first.placement) == ("unet", {})
+    with pytest.raises(EngineError, match="it died"):
+        next(turns)
+
+
+def test_a_worker_reads_no_plan_before_it_is_asked(
+    bundle: Bundle, world: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    session = world.Engine().load(bundle)
+    session.placement = lambda name: asked.append(name) or {"GPU": 1.0}
+    engine = Ort(artifact_format="ort")
+    monkeypatch.setattr(Ort, "warm", lambda self: None)
+    monkeypatch.setattr(Ort, "load", lambda self, bundle, **options: session)
+    job = Job(engine=engine, bundle=str(bundle.root), components=("unet",), threads=1, prompt="", seed=0)
+    requests = [job, worker.Turn(target="unet", count=2)]
+    placings = [worker.Placing(target=target) for target in ("unet", "pipeline")]
+    for more, wanted in (([], []), (placings, ["unet"])):
+        answers = io.BytesIO()
+        lines = b"".join(msgspec.json.encode(request) + b"\n" for request in [*requests, *more])
+        worker.serve(io.BytesIO(lines), answers)
+        assert asked == wanted
+        told = [msgspec.json.decode(a, type=worker.Answer) for a in answers.getvalue().splitlines()]
+        assert [type(a) for a in told[:2]] == [Loaded, Timed]
+    assert told[2:] == [worker.Placed(shares={"GPU": 1.0}), worker.Placed(shares={})]
 
 
 def test_an_artifact_that_no_runtime_opens_is_a_failed_record(bundle: Bundle) -> None:
