@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
 import msgspec
+
+RUNTIMES = {
+    "torch": {"executorch"},
+    "diffusers": set[str](),
+    "onnxruntime": {"ort"},
+    "executorch": {"executorch"},
+    "coremltools": set[str](),
+}
+"""Package -> the engines of this machine, of those that a device is compared with, which it runs in."""
 
 
 class Device(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -93,6 +102,16 @@ def runtime_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def driver_versions(engines: Collection[str]) -> dict[str, str]:
+    """Return the versions of what drove a device: of this machine's runtimes, those alone that ran here too.
+
+    Args:
+        engines: which of this machine's engines ran beside the device's, as ``ort``.
+    """
+    idle = {name for name, users in RUNTIMES.items() if not users & set(engines)}
+    return {name: version for name, version in runtime_versions().items() if name not in idle}
 
 
 def _cpu_name() -> str:

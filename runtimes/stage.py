@@ -18,6 +18,7 @@ from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.inspection import Inspection
 from flashbulb.runtimes.latency import Effort, Subject
 from flashbulb.runtimes.latency import bench as bench_engines
+from flashbulb.runtimes.machine import driver_versions
 from flashbulb.runtimes.options import refuse_bench, refuse_check
 from flashbulb.runtimes.pipeline import Pipeline, save_png
 from flashbulb.runtimes.records import (
@@ -36,6 +37,7 @@ from flashbulb.runtimes.records import (
 )
 from flashbulb.runtimes.regression import Limits, open_baseline
 from flashbulb.runtimes.summary import markdown, publish
+from flashbulb.runtimes.tables import TWIN
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +131,8 @@ class BenchConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     runners: str | None = None
     """Folder with the phone's runners."""
     cores: Literal["all", "big", "little"] = "all"
-    """Which cores of the phone to use: all, its fastest, or its slowest."""
+    """Which cores of the phone to use: all, its fastest, or its slowest; the next kind too where those are
+    fewer than the threads."""
     cool_down_s: Annotated[float, msgspec.Meta(ge=0)] = 120.0
     """Longest time to wait before each program until the phone is cool, where it tells whether it is."""
     out: str | None = None
@@ -326,7 +329,7 @@ def _report(
         created=now(),
         bundle=identity(bundle),
         device=device or host(),
-        versions=runtime_versions(),
+        versions=driver_versions(_twins(found)) if device else runtime_versions(),
         sanity=tuple(r for r in found if isinstance(r, SanityRecord)),
         parity=tuple(r for r in found if isinstance(r, ParityRecord)),
         latency=tuple(r for r in found if isinstance(r, LatencyRecord)),
@@ -335,6 +338,12 @@ def _report(
     if out:
         write_report(report, Path(out))
     return report
+
+
+def _twins(records: Iterable[Record]) -> set[str]:
+    """Name the engines that ran here beside a device's, to be compared with."""
+    labels = [r.engine for r in records if isinstance(r, ParityRecord) and TWIN in r.engine]
+    return {label.partition("@")[0] for label in labels}
 
 
 def _threads(wanted: int) -> int:

@@ -60,11 +60,14 @@ def groups(phone: Phone) -> list[Group]:
     ]
 
 
-def mask(phone: Phone, cores: Cores) -> str | None:
-    """Return the cores of one kind as ``taskset`` takes them: hexadecimal; None for all.
+def mask(phone: Phone, cores: Cores, threads: int = 0) -> str | None:
+    """Return the fastest or slowest cores as ``taskset`` takes them: hexadecimal; None for all.
+
+    Where that kind has fewer cores than there are threads, the next kind is taken as well, but never the one
+    at the other end.
 
     Raises:
-        EngineError: when the device has one kind only, or does not tell.
+        EngineError: when the device has one kind only, or does not tell, or has too few such cores.
     """
     if cores == "all":
         return None
@@ -74,8 +77,19 @@ def mask(phone: Phone, cores: Cores) -> str | None:
         raise EngineError(
             f"wanted {cores} cores of {phone.where}, got cores of {len(kinds)} kind(s); say all"
         )
-    wanted = kinds[-1] if cores == "big" else kinds[0]
-    return f"{sum(1 << n for g in found if g.fastest_khz == wanted for n in g.cores):x}"
+    order = kinds[::-1] if cores == "big" else kinds
+    taken = [n for g in found if g.fastest_khz == order[0] for n in g.cores]
+    for kind in order[1:-1]:
+        if len(taken) < threads:
+            taken += [n for g in found if g.fastest_khz == kind for n in g.cores]
+            words = "%s: the first %s cores are too few for %d threads; with the next kind they are %d"
+            log.warning(words, phone.where, cores, threads, len(taken))
+    if len(taken) < threads:
+        raise EngineError(
+            f"wanted {threads} {cores} cores of {phone.where} for as many threads, got {len(taken)}; "
+            "give fewer threads, or say all"
+        )
+    return f"{sum(1 << n for n in taken):x}"
 
 
 def thread_count(phone: Phone, threads: int) -> int:

@@ -18,6 +18,7 @@ from flashbulb.runtimes.devices.condition import warmth
 from flashbulb.runtimes.devices.exchange import (
     MOST_CORES,
     MOST_MEMORY_BYTES,
+    UNITS,
     Answer,
     Exchanged,
     exchange,
@@ -94,21 +95,26 @@ def file_gate(bundle: Bundle, answer: Answer, udid: str) -> SanityRecord:
     return sanity("device_files", udid, not wrong, words, value=float(len(wanted)))
 
 
+def labels(udid: str) -> tuple[str, ...]:
+    """Name the engines of a device: one for each kind of compute units."""
+    return tuple(f"coreml@{units}@{udid}" for units in UNITS)
+
+
 def timed(bundle: Bundle, found: Exchanged, udid: str) -> Iterator[LatencyRecord | SanityRecord]:
     """Hold every figure to what was asked, whatever the app made of it; and ask for what it left out."""
     held: dict[str, int] = {
         a.component: a.size_bytes for a in bundle.manifest.artifacts if a.backend == "coreml"
     }
     programs = {(a.component, a.precision) for a in bundle.manifest.artifacts if a.backend == "coreml"}
-    labels = [f"coreml@{units}@{udid}" for units in found.asked.units]
+    known = labels(udid)
     for record in found.answer.latency:
         fault = _fault(record, found.asked.runs)
         if (record.target, record.precision) not in programs:
             fault = f"the bundle has no such program of {record.precision}"
-        if record.engine not in labels:
+        if record.engine not in known:
             fault = f"wanted compute units of {', '.join(found.asked.units)}, got others"
         yield _retimed(record, fault, held.get(record.target))
-    for label in labels:
+    for label in known:
         told = [r.target for r in found.answer.latency if r.engine == label]
         absent, twice = sorted(set(held) - set(told)), sorted(t for t in set(told) if told.count(t) > 1)
         words = f"{label} left out {', '.join(absent)}" if absent else f"{label} timed every program"

@@ -169,6 +169,16 @@ def phone(fake_adb: Path, runners: Path, bundle: Bundle, tmp_path: Path) -> Iter
 
 
 @pytest.fixture
+def there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the phone holds its files; a command that opens it finds that folder."""
+    found = tmp_path / "there"
+    found.mkdir()
+    opened = adb.phone
+    monkeypatch.setattr(adb, "phone", lambda serial, made: opened(serial, made, str(found)))
+    return found
+
+
+@pytest.fixture
 def xcrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Put the stand-in for Apple's tool in front of everything on the path; return its folder."""
     root = tmp_path / "apple"

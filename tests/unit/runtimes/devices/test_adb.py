@@ -282,8 +282,17 @@ def clocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[s
     return found
 
 
-def test_kinds_of_cores(phone: adb.Phone, clocks: dict[str, Any], tmp_path: Path):
+def test_kinds_of_cores(
+    phone: adb.Phone, clocks: dict[str, Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     assert [condition.mask(phone, kind) for kind in ("all", "big", "little")] == [None, "80", "f"]
+    for threads, taken in ((1, "80"), (2, "f0"), (4, "f0")):
+        assert condition.mask(phone, "big", threads) == taken
+    assert [condition.mask(phone, "little", threads) for threads in (4, 5)] == ["f", "7f"]
+    said = "the first big cores are too few for 4 threads; with the next kind they are 4"
+    assert said in " ".join(caplog.messages)
+    with pytest.raises(EngineError, match=r"wanted 5 big cores of fake:5555 .*, got 4; give fewer threads"):
+        condition.mask(phone, "big", 5)
     for name in ("policy4", "policy7"):
         shutil.rmtree(tmp_path / "cpu" / "cpufreq" / name)
     with pytest.raises(EngineError, match=r"got cores of 1 kind\(s\); say all"):
@@ -335,6 +344,8 @@ def test_a_command_is_heeded_on_the_phone(
     )
     report = bench(config)
     assert report.ok and len(report.latency) == 4
+    assert not {"torch", "onnxruntime", "executorch", "coremltools", "diffusers"} & set(report.versions)
+    assert {"python", "flashbulb", "numpy"} <= set(report.versions)
     assert {(r.threads, r.cores, r.runs) for r in report.latency} == {(4, "little (mask f)", 10)}
     assert "taskset f ./flashbulb-ort onnx/unet.ort - 4" in (fake_adb / "asked").read_text()
     assert list((tmp_path / "there").iterdir()) == []

@@ -8,20 +8,9 @@ from pathlib import Path
 import pytest
 
 from flashbulb.export.bundle import Bundle
-from flashbulb.runtimes.devices import adb
 from flashbulb.runtimes.devices.shell import DeviceLost, Shell
 from flashbulb.runtimes.records import read_report
 from flashbulb.runtimes.stage import BenchConfig, CheckConfig, bench, check
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where the phone holds its files; a command that opens it finds that folder."""
-    found = tmp_path / "there"
-    found.mkdir()
-    opened = adb.phone
-    monkeypatch.setattr(adb, "phone", lambda serial, made: opened(serial, made, str(found)))
-    return found
 
 
 def waits(fake_adb: Path) -> int:
@@ -30,7 +19,7 @@ def waits(fake_adb: Path) -> int:
 
 
 def test_figures_that_were_taken_are_kept(
-    fake_adb: Path, runners: Path, bundle: Bundle, folder: Path, thermal: Path, tmp_path: Path
+    fake_adb: Path, runners: Path, bundle: Bundle, there: Path, thermal: Path, tmp_path: Path
 ):
     thermal.write_text("0\n")
     names = bundle.components("ort")
@@ -56,7 +45,7 @@ def test_figures_that_were_taken_are_kept(
 
 @pytest.mark.parametrize("at", ["unet.ort -", "sha256sum", "push"])
 def test_a_check_ends_in_a_report(
-    fake_adb: Path, runners: Path, bundle: Bundle, folder: Path, tmp_path: Path, at: str
+    fake_adb: Path, runners: Path, bundle: Bundle, there: Path, tmp_path: Path, at: str
 ):
     (fake_adb / "away_at").write_text(at)
     out = tmp_path / "check.json"
