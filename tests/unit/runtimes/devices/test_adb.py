@@ -82,7 +82,7 @@ def test_a_runner_that_is_killed_is_started_again(phone: adb.Phone, bundle: Bund
     assert any("the runner ended with code 137" in sentence for sentence in failures(judged(phone, bundle)))
 
 
-COMMANDS = ("mkdir", "df", "push", "sha256sum", "chmod", "runner", "touch", "pull", "getprop", "rm")
+COMMANDS = ("getprop", "mkdir", "df", "push", "sha256sum", "chmod", "runner", "touch", "pull", "rm")
 """What a loop asks of a device, in this order."""
 
 
