@@ -30,6 +30,11 @@ RESERVED = frozenset(
     ("con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10)))
 )
 """Names that Windows gives to devices, whatever follows the first dot."""
+PROGRAMS = (".py", ".pyc", ".pyw", ".so", ".dll", ".dylib", ".pyd")
+CONFIGURATIONS = frozenset(
+    ("pytest.ini", ".pytest.ini", "pytest.toml", ".pytest.toml", "pyproject.toml", "tox.ini", "setup.cfg")
+)
+"""Files by which pytest is told what to import."""
 
 
 def portable(path: str) -> bool:
@@ -43,6 +48,12 @@ def portable(path: str) -> bool:
         and path.isprintable()
         and not set(path) & set('<>:"|?*')
     )
+
+
+def runs(path: str) -> bool:
+    """Tell whether a path is by its name a program, or a file that has a tool run one."""
+    name = path.rsplit("/", 1)[-1].casefold()
+    return name.endswith(PROGRAMS) or name in CONFIGURATIONS
 
 
 def same_file(path: str) -> str:

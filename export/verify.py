@@ -15,7 +15,15 @@ import msgspec
 
 from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small
 from flashbulb.export.artifact import Artifact, FileRecord, digest, file_sha256
-from flashbulb.export.bounds import MOST_CONTAINERS, MOST_MANIFEST_BYTES, faults, portable, same_file, twice
+from flashbulb.export.bounds import (
+    MOST_CONTAINERS,
+    MOST_MANIFEST_BYTES,
+    faults,
+    portable,
+    runs,
+    same_file,
+    twice,
+)
 from flashbulb.export.bundle import MANIFEST, SCHEMA_VERSION, Bundle, BundleError, Manifest
 
 PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".dill")
@@ -88,7 +96,7 @@ def _check_finite(value: Any, where: tuple[Any, ...]) -> None:
 
 
 def check_path(path: str) -> None:
-    """Refuse a path that could leave the bundle or mean two things on two systems."""
+    """Refuse a path that could leave the bundle, mean two things on two systems, or have code run."""
     parts = path.split("/")
     bad = (
         not path
@@ -102,6 +110,8 @@ def check_path(path: str) -> None:
     )
     if bad:
         raise BundleError(f"wanted a relative path inside the bundle, got {path!r}; do not use this bundle")
+    if runs(path):
+        raise BundleError(f"wanted data, got {path!r}, by which code could run; do not use this bundle")
 
 
 def all_files(manifest: Manifest) -> list[FileRecord]:

@@ -1,4 +1,4 @@
-"""The tests, fixtures and files of ``pytest --flashbulb bundle/``.  Imported only when the flag is given."""
+"""The tests, fixtures and files of ``pytest --flashbulb=bundle/``.  Imported only when the flag is given."""
 
 from __future__ import annotations
 

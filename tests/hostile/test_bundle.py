@@ -59,6 +59,16 @@ def test_paths_that_leave_the_bundle(edit: Edit, path: str) -> None:
         read_bundle(root)
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["conftest.py", "a/Conftest.PY", "pytest.ini", ".pytest.toml", "a/pyproject.toml", "setup.cfg", "x.so"],
+)
+def test_paths_by_which_code_could_run(edit: Edit, path: str) -> None:
+    root = edit(lambda m: m["files"][0].update(path=path))
+    with pytest.raises(BundleError, match=r"wanted data, got .*, by which code could run"):
+        read_bundle(root)
+
+
 def test_artifact_path_that_leaves_the_bundle(edit: Edit) -> None:
     root = edit(lambda m: m["artifacts"][0].update(path="../elsewhere.onnx"))
     with pytest.raises(BundleError, match=r"wanted a relative path inside the bundle"):

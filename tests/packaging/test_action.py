@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_each_step_says_its_shell_and_holds_no_input(action: dict[str, Any]) -> 
             assert step["shell"] == "bash"
             assert not EXPRESSION.search(step["run"])
             assert step["run"].startswith("set -euo pipefail")
-            given = set(re.findall(r"\$\{?([A-Z_]+)", step["run"])) - {"GITHUB_OUTPUT"}
+            given = set(re.findall(r"\$\{?([A-Z_]+)", step["run"])) - {"GITHUB_OUTPUT", "PWD"}
             assert given <= set(step["env"]), step["name"]
             assert set(step["env"]) <= given, step["name"]
         else:
@@ -116,17 +117,27 @@ def shims(folder: Path) -> dict[str, str]:
     return {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}", "LOG": str(folder / "log")}
 
 
-def play(action: dict[str, Any], name: str, folder: Path, **inputs: str) -> list[str]:
-    """Run the script of one step as the runner would, with stand-ins for the programs; return their words."""
-    step, environment = steps(action)[name], shims(folder / "bin")
+def script(
+    action: dict[str, Any], name: str, folder: Path, environment: dict[str, str], **inputs: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the script of one step as the runner would."""
+    step = steps(action)[name]
     values = {n: told.get("default", "") for n, told in action["inputs"].items()} | inputs
 
     def fill(match: re.Match[str]) -> str:
         return values[match[1].strip().removeprefix("inputs.")]
 
     told = {k: EXPRESSION.sub(fill, v) if "inputs." in v else v for k, v in step["env"].items()}
-    environment |= told | {"GITHUB_OUTPUT": str(folder / "output"), "HERE": "/action"}
-    subprocess.run(["bash", "-c", step["run"]], cwd=folder, env=environment, check=True)
+    environment = environment | told | {"GITHUB_OUTPUT": str(folder / "output"), "HERE": "/action"}
+    command = ["bash", "-c", step["run"]]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def play(action: dict[str, Any], name: str, folder: Path, **inputs: str) -> list[str]:
+    """Run the script of one step with stand-ins for the programs; return their words."""
+    environment = shims(folder / "bin")
+    done = script(action, name, folder, environment, **inputs)
+    assert done.returncode == 0, done.stderr
     return Path(environment["LOG"]).read_text().splitlines()
 
 
@@ -161,9 +172,32 @@ def test_the_flags_of_the_gates_are_those_of_the_plugin(
     parser = pytest.Parser(_ispytest=True)
     pytest_plugin.pytest_addoption(parser)
     known = {name for group in parser._groups for option in group.options for name in option.names()}
-    assert {w for w in words if w.startswith("--flashbulb")} == known
-    assert words[words.index("--flashbulb") + 1] == str(tmp_path / "b")
+    told = dict(w.split("=", 1) for w in words if w.startswith("--flashbulb"))
+    assert set(told) == known
+    assert told["--flashbulb"] == str(tmp_path / "b")
     assert "junit=" in (tmp_path / "output").read_text()
+
+
+def test_the_gates_know_nothing_of_the_repositorys_pytest(action: dict[str, Any], tmp_path: Path) -> None:
+    """The repository's flags want plugins that nobody installed, and its conftest is not asked for."""
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = '--cov=x'\n")
+    for name in ("conftest.py", "flashbulb-check/empty/conftest.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("raise SystemExit('it was imported')\n")
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / MANIFEST).write_text("{}")
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": "--cov=y"}
+    environment["PYTHONPATH"] = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
+    environment["PATH"] = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin/python"  # loads the one plugin that the action's environment has
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@" -p flashbulb.runtimes.pytest_plugin\n')
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    done = script(action, "Gates", tmp_path, environment, bundle="bundle")
+    assert "wanted a manifest of schema 1" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1
+    assert "1 failed in" in done.stdout
+    assert (tmp_path / "flashbulb-check/junit.xml").is_file()
 
 
 def test_what_is_installed_by_default_is_the_checkout_of_the_action(

@@ -1,4 +1,4 @@
-"""`pytest --flashbulb` on real programs of all three runtimes: every test by name, each fault in its own."""
+"""`pytest --flashbulb=` on real programs of all three runtimes: every test by name, each fault in its own."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def asked(folder: Path, bundle: Path, *words: str) -> Outcomes:
     environment["PYTHONPATH"] = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)
     environment["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     plugin = ("-p", "flashbulb.runtimes.pytest_plugin", "-p", "no:cacheprovider", "-q")
-    flags = ("--flashbulb", str(bundle), "--junitxml", "junit.xml", *words)
+    flags = (f"--flashbulb={bundle}", "--junitxml", "junit.xml", *words)
     command = [sys.executable, "-m", "pytest", *plugin, *flags]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stdout + done.stderr
