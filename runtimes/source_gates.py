@@ -72,23 +72,25 @@ def variance_floor_gate(bundle: Bundle) -> SanityRecord:
 
 def picture_file_gate(bundle: Bundle) -> SanityRecord:
     """The golden pictures that people look at must be those of the golden vectors."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
+
+    from flashbulb.distill.data.pictures import unreadable
 
     worst = 0
     for case, golden in zip(bundle.manifest.golden.cases, bundle.golden(), strict=True):
         wanted = np.rint(golden["image"][0].transpose(1, 2, 0) * 255.0).clip(0, 255)
         try:
-            with Image.open(bundle.root / case.png) as image:
+            with Image.open(bundle.root / case.png, formats=("PNG",)) as image:
                 got = (
                     np.asarray(image.convert("RGB"), dtype=np.float64)
                     if image.size == wanted.shape[1::-1]
                     else None
                 )
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        except unreadable():
             got = None
         if got is None:
             return sanity(
-                "pictures", "bundle", False, f"{case.png} is no picture of {wanted.shape[:2]} pixels"
+                "pictures", "bundle", False, f"{case.png} is no PNG picture of {wanted.shape[:2]} pixels"
             )
         worst = max(worst, int(np.abs(got - wanted).max()))
     words = f"the golden pictures differ from their vectors by {worst} of 255, allowed {PIXEL_TOLERANCE}"

@@ -38,23 +38,20 @@ def prepare(
     where, mirrored = rng.random(), flip and rng.random() < 0.5
     try:
         picture = on_white(decode(data, size))
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        OverflowError,
-    ) as error:
-        raise BadSample(f"no picture that can be opened ({_said(error)})") from error
-    except (struct.error, zlib.error, Image.DecompressionBombError) as error:
+    except unreadable() as error:
         raise BadSample(f"no picture that can be opened ({_said(error)})") from error
     box = square(picture.size, 0.5 if crop == "centre" else where)
     cut = picture.resize((size, size), Image.Resampling.BICUBIC, box=box, reducing_gap=None)
     pixels = np.asarray(cut)
     return np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+
+
+def unreadable() -> tuple[type[Exception], ...]:
+    """Return what Pillow raises over bytes that are no picture, or a broken or too large one."""
+    from PIL import Image
+
+    wrong = (OSError, SyntaxError, ValueError, struct.error, zlib.error, Image.DecompressionBombError)
+    return (*wrong, EOFError, KeyError, IndexError, TypeError, OverflowError)
 
 
 def decode(data: bytes, size: int) -> Image.Image:

@@ -133,11 +133,13 @@ def load_pictures(files: list[Path], size: int) -> torch.Tensor:
 
 
 def _load(file: Path, size: int) -> np.ndarray:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    from flashbulb.distill.data.pictures import FORMATS, unreadable
 
     try:
-        with Image.open(file) as picture:
+        with Image.open(file, formats=FORMATS) as picture:
             fitted = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
             return np.asarray(fitted)
-    except (OSError, UnidentifiedImageError) as error:
+    except unreadable() as error:
         raise ValueError(f"{file} cannot be read as a picture: {error}") from error

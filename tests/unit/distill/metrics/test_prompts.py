@@ -76,6 +76,16 @@ def test_a_folder_gives_real_pictures_and_a_floor_of_others_where_it_holds_enoug
         read_real(tmp_path / "nothing", count=5, size=8, seed=0)
 
 
+def test_a_real_picture_that_would_start_a_program_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from PIL import EpsImagePlugin
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: pytest.fail("a program was started"))
+    write_pictures(tmp_path, 2)
+    Image.new("RGB", (8, 8)).save(tmp_path / "00.png", "EPS")
+    with pytest.raises(ValueError, match="cannot be read as a picture"):
+        read_real(tmp_path, count=2, size=8, seed=0)
+
+
 @pytest.mark.parametrize(("split", "count"), [("train", 100), ("combination", 60)])
 def test_the_floor_is_other_real_stickers_of_the_same_number(split: str, count: int):
     data = Stickers()
