@@ -21,6 +21,10 @@ CLASSES = {
     "vae": {("diffusers", "AutoencoderKL"), ("diffusers", "AutoencoderTiny")},
 }
 """The classes that each folder may name: library and class."""
+LIBRARIES = ("diffusers", "transformers")
+"""What else may be named comes from these: diffusers imports whatever module stands in its index."""
+CHECKERS = ("stable_diffusion",)
+"""A part of diffusers, by which its own files name the safety checker."""
 WIDTHS = (
     "hidden_size", "intermediate_size", "vocab_size", "projection_dim", "cross_attention_dim", "in_channels",
     "block_out_channels", "encoder_block_out_channels", "decoder_block_out_channels", "latent_channels",
@@ -63,8 +67,8 @@ def index_faults(index: dict[str, Any]) -> Iterator[str]:
     if not isinstance(name, str) or not WORD.fullmatch(name) or not name.endswith("Pipeline"):
         yield f"wanted the name of a diffusers pipeline in model_index.json, got {str(name)[:80]!r}"
     for key, value in index.items():
-        if isinstance(value, list) and not (value == [None, None] or _words(value)):
-            yield f"wanted library and class for {key[:40]!r} in model_index.json, got {str(value)[:80]}"
+        if not (key.startswith("_") and isinstance(value, str)):  # the pipeline's name and version
+            yield from _value_faults(key, value)
     for folder, known in CLASSES.items():
         value = index.get(folder)
         if value is None and folder == "text_encoder_2":
@@ -75,6 +79,17 @@ def index_faults(index: dict[str, Any]) -> Iterator[str]:
     scheduler = index.get("scheduler")
     if not isinstance(scheduler, list) or not _words(scheduler) or scheduler[0] != "diffusers":
         yield f"wanted a diffusers scheduler in model_index.json, got {str(scheduler)[:80]}"
+
+
+def _value_faults(key: str, value: Any) -> Iterator[str]:
+    """Yield what is wrong with one entry; diffusers takes any two parts for a class, of a word too."""
+    if isinstance(value, bool | int | float | None):
+        return
+    libraries = LIBRARIES + (CHECKERS if key == "safety_checker" else ())
+    known = isinstance(value, list) and _words(value) and value[0] in libraries
+    if not known and value != [None, None]:
+        got = f"{key[:40]!r} in model_index.json, got {str(value)[:80]}"
+        yield f"wanted a class of {' or '.join(libraries)} for {got}"
 
 
 def _words(value: list[Any]) -> bool:

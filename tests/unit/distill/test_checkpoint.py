@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, replace_folder
+from flashbulb.distill.untrusted_folder import index_faults
 
 
 @pytest.fixture
@@ -82,6 +83,27 @@ def test_a_file_that_is_no_safetensors(copy):
     next((copy / "unet").glob("*.safetensors")).write_bytes(b"\xff" * 64)
     with pytest.raises(CheckpointError, match="not a safetensors file"):
         Checkpoint.open(copy)
+
+
+@pytest.mark.parametrize("value", [["this", "Zen"], ["stable_diffusion", "X"], {"this": 1, "Zen": 2}, "qx"])
+def test_no_module_is_imported_that_the_index_names(copy, value):
+    index = json.loads((copy / "model_index.json").read_text()) | {"feature_extractor": value}
+    (copy / "model_index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        CheckpointError, match="wanted a class of diffusers or transformers for 'feature_extr"
+    ):
+        Checkpoint.open(copy)
+
+
+def test_a_safety_checker_is_named_as_diffusers_does(tiny_sd):
+    named = {
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+    }
+    index = json.loads((tiny_sd / "model_index.json").read_text()) | named
+    assert not list(index_faults(index))
+    (fault,) = index_faults(index | {"safety_checker": ["this", "Zen"]})
+    assert "wanted a class of diffusers or transformers or stable_diffusion for 'safety_checker'" in fault
 
 
 def test_broken_json_is_named(copy):
