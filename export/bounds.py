@@ -61,6 +61,20 @@ def same_file(path: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", path).casefold())
 
 
+def clash(paths: Iterable[str]) -> str | None:
+    """Return a path that some system takes for another one, for a folder of one, or spells otherwise."""
+    found: dict[tuple[int, str], tuple[int, str, bool]] = {}
+    for path in paths:
+        folder, parts = 0, path.split("/")
+        for depth, part in enumerate(parts, 1):
+            entry = (len(found) + 1, part, depth == len(parts))
+            known = found.setdefault((folder, same_file(part)), entry)
+            if known is not entry and (known[1:] != entry[1:] or entry[2]):
+                return path
+            folder = known[0]
+    return None
+
+
 def twice(keys: Iterable[object]) -> object | None:
     """Return a key that comes more than once."""
     return next((key for key, count in Counter(keys).items() if count > 1), None)

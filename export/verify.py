@@ -18,10 +18,10 @@ from flashbulb.export.artifact import Artifact, FileRecord, digest, file_sha256
 from flashbulb.export.bounds import (
     MOST_CONTAINERS,
     MOST_MANIFEST_BYTES,
+    clash,
     faults,
     portable,
     runs,
-    same_file,
     twice,
 )
 from flashbulb.export.bundle import MANIFEST, SCHEMA_VERSION, Bundle, BundleError, Manifest
@@ -121,8 +121,8 @@ def all_files(manifest: Manifest) -> list[FileRecord]:
 
 
 def _check_unique(manifest: Manifest) -> None:
-    """Refuse two records of one file, also where only the letter case differs."""
-    if path := twice(same_file(found.path) for found in all_files(manifest)):
+    """Refuse two records of one file, also where only the letter case differs, or a file that is a folder."""
+    if path := clash([MANIFEST, *(found.path for found in all_files(manifest))]):
         raise BundleError(f"wanted one record per file, got several for {path!r}; {_AGAIN}")
     if key := twice((a.component, a.backend, a.format) for a in manifest.artifacts):
         raise BundleError(f"wanted one artifact per component, backend and format, got {key} twice; {_AGAIN}")

@@ -224,6 +224,26 @@ def test_one_file_twice(edit: Edit) -> None:
         read_bundle(edit(change))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("a/x", "MANIFEST.JSON"),
+        ("a/x", "Manifest.json/x"),
+        ("foo", "FOO/bar"),
+        ("foo/bar", "Foo"),
+        ("foo/a", "FOO/b"),
+        ("a/foo", "a/FOO/b/c"),
+        ("é", "e\u0301/x"),
+    ],
+)
+def test_names_that_are_one_on_some_system(edit: Edit, one: str, other: str) -> None:
+    def change(m: dict[str, Any]) -> None:
+        m["files"] += [{**m["files"][0], "path": one}, {**m["files"][0], "path": other}]
+
+    with pytest.raises(BundleError, match=r"wanted one record per file"):
+        read_bundle(edit(change))
+
+
 def test_one_artifact_twice(edit: Edit) -> None:
     with pytest.raises(BundleError, match=r"wanted one artifact per component"):
         read_bundle(edit(lambda m: m["artifacts"].append(m["artifacts"][0])))
