@@ -10,6 +10,11 @@ from flashbulb.runtimes.records import ParityRecord, RegressionRecord
 
 CEILING_DB = 144.0
 """Signal to rounding error of float32 (2^-24); whatever is better, exact too, counts as this."""
+WRITE_BOTH = (
+    "give `report.json` of `flashbulb make`, or join the reports of `check --out` and `bench --out` with "
+    "`flashbulb report BUNDLE --reports CHECK.json BENCH.json`"
+)
+"""Which reports hold parity as well as times, and so can be a baseline for both."""
 Key = tuple[str, str, str, str]
 Cases = dict[tuple[str, int], ParityRecord]
 Method = Literal["interleaved", "record"]
@@ -34,7 +39,7 @@ def db_drops(
     mine, theirs = by_tensor(new), by_tensor(old)
     wanted = [key for key in theirs if labels is None or key[0] in labels]
     if not wanted:
-        words = "the baseline has no parity of these engines; write its report with `flashbulb check --out`"
+        words = f"the baseline has no parity of these engines; {WRITE_BOTH}"
         yield open_question("db_drop", "all", "parity", limit, words, method)
     for key in wanted:
         engine, quantity, tensor, _ = key

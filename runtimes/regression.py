@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from flashbulb.export.bundle import MANIFEST, Bundle, read_bundle, verify
-from flashbulb.runtimes.drops import db_drops, open_question
+from flashbulb.runtimes.drops import WRITE_BOTH, db_drops, open_question
 from flashbulb.runtimes.engines import AnyEngine, Eager, engine_named, engine_names
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import engine_gates
@@ -35,6 +35,8 @@ from flashbulb.runtimes.records import (
 from flashbulb.runtimes.worker import Job
 
 Method = Literal["interleaved", "record"]
+MOST_RATIO = 1e6
+"""No two programs that draw a picture are that far apart; a report that says so is broken."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -215,8 +217,14 @@ def incomparable(report: Report, old: LatencyRecord | None, threads: int) -> str
     """Say why a recorded timing tells nothing here; None when it does."""
     if old is None or old.ratio_interval is None or old.ratio_to_eager is None:
         return (
-            "the baseline's report has no timing beside PyTorch eager with its interval; "
-            "write one with `flashbulb bench --out`, or give the earlier bundle itself"
+            f"the baseline's report has no timing beside PyTorch eager with its interval; {WRITE_BOTH}, "
+            "or give the earlier bundle itself"
+        )
+    low, high = old.ratio_interval
+    if not 1.0 / MOST_RATIO < low <= high < MOST_RATIO:
+        return (
+            f"wanted a ratio to eager between two rising bounds of 1e-06 to 1e+06, the baseline's report has "
+            f"[{low:g}, {high:g}]; {WRITE_BOTH}, or give the earlier bundle itself"
         )
     here, versions = host(), runtime_versions()
     conditions = [

@@ -281,6 +281,37 @@ def test_a_record_from_other_conditions_is_left_open(
     assert words in found.sentence
 
 
+@pytest.mark.parametrize(
+    "bounds", [(0.0, 0.0), (0.0, 1.0), (-1.0, 1.0), (5.0, 0.1), (1e308, 1e308), (1e-320, 1e-320)]
+)
+def test_an_impossible_recorded_ratio_is_left_open(
+    bundle: Bundle,
+    world: SimpleNamespace,
+    workers: dict[str, float],
+    tmp_path: Path,
+    bounds: tuple[float, float],
+) -> None:
+    workers.update(bundle=20.0, eager=40.0)
+    old = report(latency(ratio_interval=bounds))
+    baseline = open_baseline(str(write_report(old, tmp_path / "old.json")), LIMITS)
+    (found,) = baseline.compare(bundle, [world.Engine()], [])
+    assert found.verdict == "undecided"
+    assert f"the baseline's report has [{bounds[0]:g}, {bounds[1]:g}]" in found.sentence
+
+
+def test_both_sentences_about_what_a_report_lacks_name_the_same_way_out(
+    bundle: Bundle, world: SimpleNamespace, workers: dict[str, float], tmp_path: Path
+) -> None:
+    """A report of `check` has no times and one of `bench` no parity: to ask for the other goes in circles."""
+    path = str(write_report(report(), tmp_path / "old.json"))
+    limits = msgspec.structs.replace(LIMITS, max_db_drop=1.0)
+    found = list(open_baseline(path, limits).compare(bundle, [world.Engine()], []))
+    assert [r.kind for r in found] == ["db_drop", "slowdown"]
+    for record in found:
+        assert "`report.json` of `flashbulb make`" in record.sentence
+        assert "`flashbulb report BUNDLE --reports CHECK.json BENCH.json`" in record.sentence
+
+
 @pytest.mark.parametrize(("old_ms", "verdict"), [(20.0, "pass"), (15.0, "fail")])
 def test_an_earlier_bundle_runs_in_turns_with_this_one(
     bundle: Bundle,
