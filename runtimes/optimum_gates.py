@@ -13,7 +13,7 @@ from flashbulb.export.structure import OPTIMUM, OPTIMUM_PROGRAMS, loose_name, re
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.listing_gates import OPEN_ERRORS, lines_gate, weight_gate
 from flashbulb.runtimes.records import SanityRecord
-from flashbulb.runtimes.sources import Sources, tensors
+from flashbulb.runtimes.sources import Sources, tensors, traits
 
 if TYPE_CHECKING:
     from flashbulb.export.graph import Graph
@@ -58,5 +58,6 @@ def _program_gates(root: Path, component: str, path: str, graph: Graph | None) -
         return
     yield lines_gate(name, listing, recorded)
     if graph:
-        wanted = Sources({w.name: w for w in tensors(component, graph.module)})
+        held = {w.name: w for w in tensors(component, graph.module)}
+        wanted = Sources(held, {component: traits(graph.module)})
         yield weight_gate(wanted, component, name, listing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ FOLDED = ("conv1.bias", "add_embedding.linear_1.bias", "add_embedding.linear_2.b
 """Ends of the names of biases into which the timestep is folded: computed, so equal only up to rounding."""
 ORDERS = {2: ((0, 1), (1, 0)), 4: ((0, 1, 2, 3), (0, 2, 3, 1), (2, 3, 1, 0))}
 """Orders of axes in which formats keep weights, by rank: transposed products, and channels last."""
+TANH = "gelu by tanh"
+"""The trait of an activation that is not the exact one."""
 Key = tuple[str, bytes]
 
 
@@ -66,11 +69,19 @@ class Sources:
     """All wanted tensors, found by their values in any float type and order."""
 
     wanted: Mapping[str, Wanted]
+    traits: Mapping[str, Counter[str]] = field(default_factory=dict)
+    """Component -> how many of its modules have each trait, as `traits` counts them."""
     _index: dict[str, dict[bytes, list[str]]] = field(default_factory=dict)
 
     def of(self, component: str) -> list[Wanted]:
         """Return the tensors of a component; the generator has those of all."""
         return [w for w in self.wanted.values() if component in ("generator", w.component)]
+
+    def traits_of(self, component: str) -> Counter[str] | None:
+        """Return the traits of a component; the generator has those of all, an unknown one None."""
+        if component == "generator" and self.traits:
+            return sum(self.traits.values(), Counter[str]())
+        return self.traits.get(component)
 
     def named(self, values: Array) -> list[str]:
         """Return the names of those tensors that are exactly these values, rounded to their type."""
@@ -97,18 +108,35 @@ def fingerprint(values: Array) -> bytes:
 
 def sources(checkpoint: Checkpoint, step: OneStep, components: Iterable[str]) -> Sources:
     """Load the checkpoint and rewrite it as an export does."""
-    found = {}
-    for component in components:
-        for wanted in _component(checkpoint, step, component):
-            found[wanted.name] = wanted
-    return Sources(found)
-
-
-def _component(checkpoint: Checkpoint, step: OneStep, component: str) -> Iterator[Wanted]:
     from flashbulb.export.graph import module
     from flashbulb.export.rewrites import Rewrite
 
-    part = module(checkpoint, component, step, Rewrite())
+    found: dict[str, Wanted] = {}
+    counted: dict[str, Counter[str]] = {}
+    for component in components:
+        part = module(checkpoint, component, step, Rewrite())
+        found |= {wanted.name: wanted for wanted in _component(part, step, component)}
+        counted[component] = traits(part)
+    return Sources(found, counted)
+
+
+def traits(part: nn.Module) -> Counter[str]:
+    """Count what no tensor says of a component: each epsilon of a normalisation, and each gelu by tanh."""
+    modules = list(part.modules())
+    told = (getattr(m, "eps", None) for m in modules)
+    found = Counter(epsilon_trait(e) for e in told if isinstance(e, float))
+    by_tanh = [
+        m for m in modules if getattr(m, "approximate", "") == "tanh" or type(m).__name__ == "GELUTanh"
+    ]
+    return found + Counter({TANH: len(by_tanh)})
+
+
+def epsilon_trait(epsilon: float) -> str:
+    """Name what a normalisation adds under its root, in the digits that its root has in float16."""
+    return f"epsilon {epsilon:.2g}"
+
+
+def _component(part: nn.Module, step: OneStep, component: str) -> Iterator[Wanted]:
     last, factor = _last_convolution(part), _factor(component, step)
     for wanted in tensors(component, part):
         path = wanted.name.removeprefix(f"{component}/")

@@ -1,5 +1,6 @@
 """The weight gate: each tensor that a program stores is one of the checkpoint's, up to its code's error.
 
+What no tensor says must be the checkpoint's too, epsilons and forms of gelu: no picture shows a wrong one.
 Floats must be the checkpoint's values rounded once to their type.  Codes come from the checkpoint too, and
 its weights are what they decode to: steps and tables may be rounded to the stored type, and nothing else.
 A weight that differs is named, and where.
@@ -7,16 +8,25 @@ A weight that differs is named, and where.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from flashbulb.export.anatomy.listing import SHOWN, AnatomyError, Array, Constant, Listing
-from flashbulb.runtimes.sources import Sources, Wanted
+from flashbulb.export.anatomy.listing import SHOWN, AnatomyError, Array, Constant, Listing, Node
+from flashbulb.runtimes.sources import TANH, Sources, Wanted, epsilon_trait
 
 ROUNDINGS = 2.0
 """Spacings of the stored type that a coded value may be off: its step is rounded, and the product."""
+ROOT, SUM = "ReciprocalSquareRoot", "Add"
+"""XNNPACK's operations for a normalisation, which has no operation of its own there."""
+FLOOR = "fill_like"
+"""Core ML's operation for the root of an epsilon, which is scaled there like what it is added to."""
+UNDER_ROOTS = (float(np.float32(1e-12)), 2.0**-24)
+"""What coremltools adds under a reciprocal root: a float32, and the smallest float16 where it has no such."""
+STEP_SLACK = 1.001
+"""Share of half a spacing that a rounded step may be off, since float32 was rounded before float16."""
 FOLD_SLACK = 2e-6
 """Largest difference of a folded bias, relative to its largest value: float32 sums in another order."""
 
@@ -80,7 +90,40 @@ def judge_weights(listing: Listing, sources: Sources, component: str) -> Verdict
         verdict.wrong += wanted.values.size
         verdict.problems.append(f"{wanted.name} is in the program in no form")
     verdict.matched = len(found)
+    _judge_traits(verdict, listing, sources.traits_of(component))
     return verdict
+
+
+def _judge_traits(verdict: Verdict, listing: Listing, wanted: Counter[str] | None) -> None:
+    """Allow as many operations with a trait as the checkpoint has; a converter may drop some."""
+    if wanted is None:
+        return
+    for trait, count in Counter(_traits(listing)).items():
+        if count > wanted[trait]:
+            verdict.wrong += count - wanted[trait]
+            verdict.problems.append(f"{count} operations have {trait}, {wanted[trait]} in the checkpoint")
+
+
+def _traits(listing: Listing) -> Iterator[str]:
+    """Yield the trait of each operation that has one; a normalisation may be a sum and a root."""
+    makers = {name: node for node in listing.nodes for name in node.outputs}
+    for node in listing.nodes:
+        if isinstance(epsilon := node.attributes.get("epsilon"), float):
+            yield epsilon_trait(epsilon)
+        elif node.attributes.get("approximate") == "tanh" or node.op.endswith("FastGelu"):
+            yield TANH
+        elif node.op == ROOT and (made := makers.get(node.inputs[0])) and made.op == SUM:
+            yield from (epsilon_trait(v) for v in _scalars(made, listing))
+        elif node.op == FLOOR:
+            yield from (epsilon_trait(v * v) for v in _scalars(node, listing))
+        elif node.op == "rsqrt" and any(v not in UNDER_ROOTS for v in _scalars(node, listing)):
+            yield "another number under a root than coremltools'"
+
+
+def _scalars(node: Node, listing: Listing) -> list[float]:
+    """Return the single numbers that an operation is given."""
+    held = [listing.constants[n].load() for n in node.inputs if n in listing.constants]
+    return [float(v.flat[0]) for v in held if v.size == 1 and v.dtype.kind == "f"]
 
 
 def _floats(constant: Constant) -> Array | None:
@@ -127,11 +170,23 @@ def _allowed(stray: _Stray, wanted: Wanted, values: Array) -> Array:
     """Return the largest difference that each value may have."""
     constant = stray.constant
     rounding = np.abs(np.spacing(values.astype(stray.values.dtype))).astype(np.float64)
-    if constant.scale is not None or constant.table is not None:
-        return ROUNDINGS * rounding
+    if constant.table is not None:  # an entry is rounded once, as the value that it stands for
+        return np.zeros(values.shape)
+    if constant.scale is not None:
+        return np.where(_steps_fit(stray, constant.scale(), values), ROUNDINGS * rounding, 0.0)
     if wanted.folded:
         return np.asarray(FOLD_SLACK * np.abs(values).max() + np.where(rounding > 1e-6, rounding / 2, 0.0))
     return np.zeros(values.shape)
+
+
+def _steps_fit(stray: _Stray, steps: Array, values: Array) -> Array:
+    """Tell where a value is its code times a step that was rounded once to the stored type."""
+    exact = np.broadcast_to(steps, stray.values.shape).astype(np.float64).ravel()
+    room = np.abs(np.spacing(exact.astype(stray.values.dtype))).astype(np.float64) / 2
+    with np.errstate(all="ignore"):
+        codes = np.rint(stray.values.astype(np.float64).ravel() / exact)
+        fits = np.abs(codes * exact - values) <= np.abs(codes) * room * STEP_SLACK
+    return np.asarray(fits)
 
 
 def _note(verdict: Verdict, stray: _Stray, near: _Near | None) -> None:

@@ -51,7 +51,9 @@ def build(graph: RawGraph) -> Listing:
     lines["(inputs)"], lines["(outputs)"] = ", ".join(graph.inputs), ", ".join(graph.outputs)
     lines["(opsets)"] = ", ".join(f"{k} {v}" for k, v in sorted(graph.opsets.items()))
     constants = {name: Constant(load) for name, load in raws.items()}
-    ordered = arrange(Node(n.op, tuple(i for i in n.inputs if i), n.outputs, n.line) for n in held)
+    ordered = arrange(
+        Node(n.op, tuple(i for i in n.inputs if i), n.outputs, n.line, n.attributes) for n in held
+    )
     by_output = {n.outputs[0]: n for n in held if n.outputs}
     left, consumed = [], set[str]()
     for node in ordered:

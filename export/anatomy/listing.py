@@ -40,6 +40,8 @@ class Node:
     outputs: tuple[str, ...]
     line: str
     """Everything that decides what it computes, for people and for comparison."""
+    attributes: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """Its attributes, in formats that name them."""
 
 
 @dataclass(frozen=True, slots=True)

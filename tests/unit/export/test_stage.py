@@ -138,7 +138,15 @@ def test_gates_allow_for_what_one_step_costs(ort_bundle: Bundle) -> None:
     )
     assert 23.2 < amplification_db(step) < 23.4
     x0 = next(g for g in gates(ort_bundle.manifest.artifacts, step) if g.quantity == "x0")
-    assert 66.6 < x0.minimum_db < 66.8
+    assert 76.6 < x0.minimum_db < 76.8
+
+
+def test_float32_programs_are_held_to_what_the_tanh_form_of_gelu_does_not_reach(ort_bundle: Bundle) -> None:
+    found = {g.quantity: g.minimum_db for g in ort_bundle.manifest.gates}
+    assert {found[name] for name in ("text_encoder", "unet", "vae_decoder")} == {100.0}
+    artifacts = [msgspec.structs.replace(a, backend="coreml") for a in ort_bundle.manifest.artifacts]
+    of_coreml = gates(artifacts, ort_bundle.manifest.sampling.one_step)
+    assert {g.minimum_db for g in of_coreml if g.quantity == "unet"} == {90.0}  # its twin is held to 100
 
 
 def test_every_backend_is_one_frozen_config() -> None:
