@@ -142,13 +142,13 @@ def write_sd(out: Path, *, prediction_type: str, channels: int = 4, tokens: int 
     return out
 
 
-def write_sdxl(out: Path) -> Path:
+def write_sdxl(out: Path, seed: int = 0) -> Path:
     """Write a random StableDiffusionXLPipeline folder."""
     import torch
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         tokenizer = build_tokenizer(out.parent / f".{out.name}.bpe", 77)
         added = {
             "addition_embed_type": "text_time",

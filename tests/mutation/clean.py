@@ -10,19 +10,27 @@ import argparse
 import itertools
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mutants.small import ENCODINGS, Recipe, make
+from mutants.small import ENCODINGS, Kind, Recipe, make
 
-PREDICTIONS = ("v_prediction", "epsilon")
+PREDICTIONS = ("v_prediction", "epsilon", "sample")
+"""What networks predict; a flow has no export."""
+OTHERS: tuple[Kind, ...] = ("guided", "sdxl")
 
 
-def recipes(seeds: list[int], every: bool) -> Iterator[Recipe]:
-    """Yield one bundle per encoding and seed, the parametrisation in turns; or all combinations."""
+def recipes(seeds: Iterable[int], every: bool) -> Iterator[Recipe]:
+    """Yield one bundle per encoding and seed, the parametrisation in turns, or all combinations; then others.
+
+    Guided and SDXL's shapes have one encoding per seed, or all.
+    """
     for number, (seed, encoding) in enumerate(itertools.product(seeds, ENCODINGS)):
-        for prediction in PREDICTIONS if every else (PREDICTIONS[(number + number // 5) % 2],):
+        for prediction in PREDICTIONS if every else (PREDICTIONS[(number + number // 5) % 3],):
             yield Recipe(encoding, prediction, seed)
+    for seed, (turn, kind) in itertools.product(seeds, enumerate(OTHERS)):
+        for encoding in ENCODINGS if every else (ENCODINGS[(seed + 2 * turn) % 5],):
+            yield Recipe(encoding, "epsilon", seed, kind=kind)
 
 
 def failures(bundle: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""Small bundles of random weights: every encoding, seed and parametrisation within a minute each."""
+"""Small bundles of random weights: every encoding, seed, parametrisation and kind, within a minute each."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ Encoding = Literal["fp32", "fp16", "palette", "int8", "mixed"]
 ENCODINGS: tuple[Encoding, ...] = ("fp32", "fp16", "palette", "int8", "mixed")
 
 
+Kind = Literal["sd", "guided", "sdxl"]
+GUIDANCE = 3.0
+"""Scale that is folded into a guided network."""
+
+
 class Recipe(NamedTuple):
     """One small bundle."""
 
@@ -19,11 +24,14 @@ class Recipe(NamedTuple):
     prediction: str = "v_prediction"
     seed: int = 0
     generator: bool = True
+    kind: Kind = "sd"
+    """Shape of the checkpoint; `guided` takes the guidance scale, which is folded in before the export."""
 
     @property
     def name(self) -> str:
         """A folder's name."""
-        return f"{self.encoding}-{self.prediction.partition('_')[0]}-{self.seed}"
+        kind = "" if self.kind == "sd" else f"-{self.kind}"
+        return f"{self.encoding}-{self.prediction.partition('_')[0]}-{self.seed}{kind}"
 
 
 def builders() -> Any:
@@ -36,13 +44,13 @@ def builders() -> Any:
     return found
 
 
-def write_least(out: Path) -> Path:
+def write_least(out: Path, seed: int = 0) -> Path:
     """Write the smallest checkpoint with every kind of part: one block of each, 16 x 16 pixels."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     known = builders()
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tokenizer = known.build_tokenizer(out.with_name(f".{out.name}.bpe"), 24)
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL(
@@ -83,17 +91,39 @@ def make(recipe: Recipe, folder: Path) -> Path:
     out = folder / recipe.name
     if (out / "manifest.json").is_file():
         return out
+    plain = _plain(recipe, folder / f".{recipe.name}.checkpoint")
+    guidance = GUIDANCE if recipe.kind == "guided" else None
+    return export(compressed(plain, recipe.encoding, guidance), out, recipe)
+
+
+def _plain(recipe: Recipe, out: Path) -> Path:
+    """Write the checkpoint of a recipe, in floats."""
+    if recipe.kind == "sdxl":
+        return Path(builders().write_sdxl(out, seed=recipe.seed))
     sticker = recipe.prediction == "v_prediction"
     sizes: dict[str, Any] = {"channels": 16, "tokens": 24} if sticker else {}
-    plain = builders().write_sd(
-        folder / f".{recipe.name}.checkpoint", prediction_type=recipe.prediction, seed=recipe.seed, **sizes
-    )
-    return export(compressed(plain, recipe.encoding), out, recipe)
+    builders().write_sd(out, prediction_type=recipe.prediction, seed=recipe.seed, **sizes)
+    return _guided(out, recipe.seed) if recipe.kind == "guided" else out
 
 
-def compressed(checkpoint: Path, encoding: Encoding) -> Path:
-    """Compress a checkpoint; with floats it stays as it is."""
-    if encoding in ("fp32", "fp16"):
+def _guided(checkpoint: Path, seed: int) -> Path:
+    """Give a checkpoint's UNet an input for the guidance scale, with random weights."""
+    import torch
+
+    from flashbulb.distill.checkpoint import Checkpoint
+    from flashbulb.distill.guidance import with_scale_input
+
+    unet: Any = with_scale_input(Checkpoint.open(str(checkpoint)).load("unet"))
+    chance = torch.Generator().manual_seed(seed)
+    torch.nn.init.normal_(unet.time_embedding.cond_proj.weight, std=0.1, generator=chance)
+    unet.save_pretrained(checkpoint / "unet", safe_serialization=True)
+    return checkpoint
+
+
+def compressed(checkpoint: Path, encoding: Encoding, guidance: float | None = None) -> Path:
+    """Compress a checkpoint; with floats it stays as it is, unless a guidance scale is to be folded in."""
+    floats = encoding in ("fp32", "fp16")
+    if floats and guidance is None:
         return checkpoint
     from flashbulb.compress.methods import Palettize, QuantizeInt8
     from flashbulb.compress.stage import CompressConfig, run
@@ -102,7 +132,8 @@ def compressed(checkpoint: Path, encoding: Encoding) -> Path:
     config = CompressConfig(
         checkpoint=str(checkpoint),
         out=str(checkpoint.with_name(checkpoint.name + ".small")),
-        default=palette if encoding != "int8" else int8,
+        default=None if floats else int8 if encoding == "int8" else palette,
+        guidance=guidance,
         by_kind={"text_encoder": int8, "vae_decoder": int8} if encoding == "mixed" else {},
         min_weights=256,
         floor_psnr_db=None,
