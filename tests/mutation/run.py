@@ -15,9 +15,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import msgspec
+from mutants.fault import Refused
 from mutants.judge import Verdict
+from mutants.kept import head
 from mutants.table import summary, write
-from mutants.worker import Task, Unsound, judge_all
+from mutants.worker import Task, judge_all
 
 EVERY = 20
 """Verdicts between two reports."""
@@ -45,7 +48,7 @@ def donors(words: Iterable[str]) -> dict[str, Path]:
     return {kind: Path(path) for kind, _, path in (word.partition("=") for word in words)}
 
 
-def told(verdicts: Iterable[Verdict], options: argparse.Namespace, start: float) -> list[Verdict]:
+def told(verdicts: Iterable[Verdict], task: Task, out: Path, start: float) -> list[Verdict]:
     """Print each verdict as it comes, and write the report again after every few."""
     found = []
     for verdict in verdicts:
@@ -54,32 +57,33 @@ def told(verdicts: Iterable[Verdict], options: argparse.Namespace, start: float)
         gates = ", ".join(verdict.gates) or "-"
         print(f"{word:10} {verdict.seconds:6.2f} s  {verdict.name}: {verdict.about}  [{gates}]", flush=True)
         if len(found) % EVERY == 0:
-            write(found, head(options, start), options.out)
-    write(found, head(options, start), options.out)
+            write(found, about(task, start), out)
+    write(found, about(task, start), out)
     return found
 
 
-def head(options: argparse.Namespace, start: float) -> dict[str, Any]:
+def about(task: Task, start: float) -> dict[str, Any]:
     """Say what a report is about."""
-    seconds = round(time.time() - start)
-    return {"bundle": options.bundle.name, "seed": options.seed, "seconds of this run": seconds}
+    known = msgspec.structs.asdict(head(task.base, task.donors, task.seed))
+    return {"bundle": task.base.name, **known, "seconds of this run": round(time.time() - start)}
 
 
 def main() -> int:
-    """Return 0 when every real fault was caught, 1 when one survived, 2 when the bundle is no good one."""
+    """Return 0 when every real fault was caught, 1 when one survived, 2 when it cannot be judged."""
     options, start = arguments(), time.time()
     work = options.out / "overlay"
     options.out.mkdir(parents=True, exist_ok=True)
     task = Task(options.bundle, work, donors(options.donor), options.seed, options.checkpoint)
     try:
-        found = told(judge_all(task, options.faults, options.sample), options, start)
-    except Unsound as error:
+        found = told(judge_all(task, options.faults, options.sample), task, options.out, start)
+    except Refused as error:
         print(error, file=sys.stderr)
         return 2
     total = summary(found)
     print(
         f"{total['planted']} faults: {total['caught']} caught, {total['equivalent']} equivalent, "
         f"{len(total['survived'])} survived, {len(total['died'])} ended the check in an error; "
+        f"{len(total['recorded_missed'])} of {total['recorded']} missed with a new structure record; "
         f"{time.time() - start:.0f} s; {options.out / 'mutation.md'}"
     )
     missed = total["unsigned"] - total["unsigned_caught_by_hashes"]

@@ -10,6 +10,9 @@ from mutants.fault import Planter
 from mutants.pte_view import BINARY, OPS, PteView
 from mutants.view import View
 
+TRANSPOSED = 1
+"""XNNPACK's flag of a weight whose rows are inputs."""
+
 
 def delegate_faults(planter: Planter, open_: Open, view: PteView) -> None:
     """Add the faults of one method's operations."""
@@ -22,6 +25,8 @@ def delegate_faults(planter: Planter, open_: Open, view: PteView) -> None:
     _swap(planter, open_, view, "Concatenate2", (1, 2))
     _swap(planter, open_, view, "Add", (0, 1), kind="same-program")
     _pads(planter, open_, view)
+    axes_faults(planter, open_, view)
+    flag_faults(planter, open_, view)
     _perms(planter, open_, view)
     _clamps(planter, open_, view)
 
@@ -75,6 +80,36 @@ def _pads(planter: Planter, open_: Open, view: PteView) -> None:
     for index in planter.pick("pads", places, 1):
         about = f"upper padding of Conv2d {view.nodes[index].outputs[0]} from 1 to 2"
         planter.add("pads", about, planted(open_, _fields(index, swap)))
+
+
+def axes_faults(planter: Planter, open_: Open, view: PteView) -> None:
+    """Join along another axis; zero is not stored, and cannot be turned into another."""
+    joins = [i for i, n in enumerate(view.nodes) if n.op.startswith("Concatenate") and n.ref[1].number(0) > 1]
+    joins = joins or [
+        i for i, n in enumerate(view.nodes) if n.op.startswith("Concatenate") and n.ref[1].number(0)
+    ]
+    for index in planter.pick("axis", joins, 1):
+        old = view.nodes[index].ref[1].number(0)
+        new = old - 1 if old > 1 else old + 1
+
+        def turn(table: Any, new: int = new) -> None:
+            assert table.put(0, "I", new)
+
+        about = f"axis of {view.nodes[index].op} {view.nodes[index].outputs[0]} from {old} to {new}"
+        planter.add("axis", about, planted(open_, _fields(index, turn)))
+
+
+def flag_faults(planter: Planter, open_: Open, view: PteView) -> None:
+    """Take the weight of a product as transposed, or no longer, where its flags are stored: zero is not."""
+    for index in planter.pick(
+        "transpose-flag", [i for i, n in view.of("FullyConnected") if n.ref[1].number(4)], 1
+    ):
+
+        def turn(table: Any) -> None:
+            assert table.put(4, "I", table.number(4) ^ TRANSPOSED)
+
+        about = f"transpose flag of FullyConnected {view.nodes[index].outputs[0]} turned"
+        planter.add("transpose-flag", about, planted(open_, _fields(index, turn)))
 
 
 def _perms(planter: Planter, open_: Open, view: PteView) -> None:

@@ -12,6 +12,10 @@ Plant = Callable[[Path], None]
 """Edits the files of a bundle's folder; a file is replaced, never written into."""
 
 
+class Refused(RuntimeError):
+    """What is asked cannot be done; the words say why."""
+
+
 class Fault(NamedTuple):
     """One thing wrong with a bundle."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
-from flashbulb.export.artifact import Artifact
-from mutants.fault import Plant, Planter, edited, replace
+from flashbulb.export.artifact import Artifact, FileRecord, file_sha256
+from flashbulb.export.bundle import BundleError, read_bundle
+from mutants.fault import Plant, Planter, Refused, edited, replace
 from mutants.flat import Table
 from mutants.pte_view import PteFile
 
@@ -127,12 +128,34 @@ def _copy(source: Artifact, target: Artifact) -> Plant:
     return plant
 
 
+def check_donors(base: Path, donors: Mapping[str, Path]) -> None:
+    """Refuse a donor that is no bundle, or has nothing to give.
+
+    Raises:
+        Refused: naming it.
+    """
+    for kind, donor in donors.items():
+        try:
+            read_bundle(donor)
+        except BundleError as error:
+            raise Refused(f"--donor {kind}={donor} is no bundle: {error}") from error
+        if not any(_given(donor, artifact) for artifact in read_bundle(base).manifest.artifacts):
+            raise Refused(
+                f"wanted other programs under the names of {base} in --donor {kind}={donor}, got none; "
+                "give a bundle of another student with the same shapes and backends"
+            )
+
+
+def _given(donor: Path, artifact: Artifact) -> list[FileRecord]:
+    """Return the files of an artifact that a donor has; none where all of them are the same."""
+    held = [f for f in artifact.files if (donor / f.path).is_file()]
+    return held if any(file_sha256(donor / f.path) != f.sha256 for f in held) else []
+
+
 def donated(planter: Planter, kind: str, donor: Path, artifact: Artifact) -> None:
     """Put the same files of another bundle in place, where the donor has them with other contents."""
-    from flashbulb.export.artifact import file_sha256
-
-    held = [f for f in artifact.files if (donor / f.path).is_file()]
-    if all(file_sha256(donor / f.path) == f.sha256 for f in held):
+    held = _given(donor, artifact)
+    if not held:
         return
 
     def plant(root: Path) -> None:

@@ -22,6 +22,9 @@ def _shifted(pads: list[int]) -> list[int]:
 
 
 def _turned(perm: list[int]) -> list[int]:
+    """Exchange two axes, none of which is the batch: one picture does not notice where its axis of 1 lies."""
+    if len(perm) == 3 and perm[0] == 0:
+        return [0, perm[2], perm[1]]
     return [*perm[:-3], perm[-2], perm[-3], perm[-1]] if len(perm) > 3 else [perm[1], perm[0], *perm[2:]]
 
 

@@ -33,6 +33,10 @@ FORMATS: dict[str, Engine] = {
 }
 ALONE = ("tokenizer", "optimum")
 """Formats that no engine opens."""
+STRUCTURE = "structure"
+"""The gate that holds a program to the record of its operations."""
+LOADS = {"load", "fp16 load"}
+"""Gates of opening; what does not open is no program at all."""
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +49,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     about: str
     gates: dict[str, str] = {}
     """Gate -> first sentence, of the gates that failed though the manifest vouches for the changed files."""
+    recorded: dict[str, str] | None = None
+    """The same where the structure record is made anew too; null for what is no program."""
     hashes: bool | None = None
     """Whether the hashes notice it when the manifest is not signed anew; null where that is no question."""
     identical: bool = False
@@ -57,6 +63,11 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     def caught(self) -> bool:
         """Whether any gate noticed it."""
         return bool(self.gates)
+
+    @property
+    def unrecorded(self) -> bool:
+        """Whether a real fault goes through every gate once its own structure is the recorded one."""
+        return self.recorded == {} and not self.equivalent
 
     @property
     def survived(self) -> bool:
@@ -132,7 +143,8 @@ class Judge:
         self.overlay.sign()
         self.memory.start()
         gates = self._failed(self._formats(fault), fault)
-        identical = all(self.known.get(call) == result for call, result in self.memory.seen.items())
+        identical = self._identical(fault)
+        same = identical and not LOADS.intersection(gates) and self._same(fault, changed)
         return Verdict(
             name=fault.name,
             kind=fault.kind,
@@ -140,11 +152,32 @@ class Judge:
             component=fault.component,
             about=fault.about,
             gates=gates,
+            recorded=self._recorded(fault, gates),
             hashes=hashes,
             identical=identical,
-            equivalent=identical and self._same(fault, changed),
+            equivalent=same,
             seconds=round(time.perf_counter() - start, 2),
         )
+
+    def _identical(self, fault: Fault) -> bool:
+        """Tell whether all that ran gave what the clean bundle gives; something must have run."""
+        seen = self.memory.seen
+        if fault.format in FORMATS and not seen:
+            return False
+        return all(self.known.get(call) == result for call, result in seen.items())
+
+    def _recorded(self, fault: Fault, gates: dict[str, str]) -> dict[str, str] | None:
+        """Return what fails when the structure record, too, is made anew from the changed program.
+
+        Only the structure gate reads it: what other gates said of the program stands.
+        """
+        if fault.format not in (*FORMATS, "optimum"):
+            return None
+        if set(gates) != {STRUCTURE}:
+            return {gate: words for gate, words in gates.items() if gate != STRUCTURE}
+        self.overlay.record()
+        self.overlay.sign()
+        return self._failed(self._formats(fault), fault)
 
     def _idle(self, changed: list[str]) -> bool:
         """Tell whether the edited files hold the same bytes as before: there is nothing to notice."""

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from flashbulb.export.artifact import digest, record
+from flashbulb.export import structure
+from flashbulb.export.anatomy import Listing, read
+from flashbulb.export.artifact import FileRecord, digest, record
+from flashbulb.export.bundle import read_bundle
+from flashbulb.runtimes.listing_gates import OPEN_ERRORS
+from flashbulb.runtimes.opening import open_listing
+from mutants.fault import replace
 
 MANIFEST = "manifest.json"
 
@@ -61,9 +69,29 @@ class Overlay:
         temporary.write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n")
         temporary.replace(path)
 
-    def _sign_artifact(self, artifact: dict[str, Any], changed: set[str]) -> None:
-        from flashbulb.export.artifact import FileRecord
+    def record(self) -> None:
+        """Make the structure records of changed programs anew, as an exporter with a bug writes them.
 
+        A program that cannot be taken apart keeps the old one: nobody could have recorded it.
+        """
+        changed = set(self.changed())
+        found = read_bundle(self.root)
+        for artifact in found.manifest.artifacts:
+            if changed.intersection(f.path for f in artifact.files):
+                self._record_lines(structure.file_name(artifact), partial(open_listing, found, artifact))
+        for path in changed.intersection(structure.OPTIMUM_PROGRAMS.values()):
+            self._record_lines(structure.loose_name(path), partial(read, self.root / path, "onnx"))
+
+    def _record_lines(self, name: str, listing: Callable[[], Listing]) -> None:
+        path = self.root / name
+        try:
+            lines, old = dict(listing().lines), structure.read_record(path)
+        except OPEN_ERRORS:
+            return
+        if old is not None:
+            replace(path, msgspec.json.encode(msgspec.structs.replace(old, lines=lines)) + b"\n")
+
+    def _sign_artifact(self, artifact: dict[str, Any], changed: set[str]) -> None:
         files = [self._record(f, changed) for f in artifact["files"]]
         artifact["files"] = files
         artifact["size_bytes"] = sum(f["size_bytes"] for f in files)

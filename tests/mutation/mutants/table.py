@@ -13,6 +13,8 @@ from mutants.judge import Verdict
 
 HASHES = "hashes"
 """The gate of files that nobody signed anew."""
+RECORDED = "recorded"
+"""All gates together, where the structure record is made anew as well."""
 
 
 def write(found: Sequence[Verdict], head: dict[str, Any], folder: Path) -> None:
@@ -27,6 +29,7 @@ def summary(found: Sequence[Verdict]) -> dict[str, Any]:
     """Count what was planted, caught, equivalent and survived, in all and per gate."""
     real = [v for v in found if not v.equivalent]
     signed = [v.hashes for v in found if v.hashes is not None]
+    recorded = [v for v in real if v.recorded is not None]
     return {
         "planted": len(found),
         "equivalent": sum(v.equivalent for v in found),
@@ -35,6 +38,8 @@ def summary(found: Sequence[Verdict]) -> dict[str, Any]:
         "died": [v.name for v in found if "died" in v.gates],
         "unsigned": len(signed),
         "unsigned_caught_by_hashes": sum(signed),
+        "recorded": len(recorded),
+        "recorded_missed": [v.name for v in recorded if v.unrecorded],
         "seconds": round(sum(v.seconds for v in found), 1),
         "gates": {
             gate: {"caught": n, "alone": alone(real)[gate]} for gate, n in per_gate(real).most_common()
@@ -60,10 +65,15 @@ def markdown(found: Sequence[Verdict], head: dict[str, Any]) -> str:
     parts.append(
         f"\n{total['planted']} faults: {total['caught']} caught, {total['equivalent']} equivalent, "
         f"**{len(total['survived'])} survived**. Not signed anew, {total['unsigned_caught_by_hashes']} of "
-        f"{total['unsigned']} are caught by their hashes.\n"
+        f"{total['unsigned']} are caught by their hashes. With a structure record made anew, "
+        f"**{len(total['recorded_missed'])}** of {total['recorded']} faults in programs go through.\n"
     )
     parts += ["## By kind and format\n", _kinds(found), "\n## By gate\n", _gates(found)]
     parts += ["\n## Survivors\n", _list([v for v in found if v.survived])]
+    parts += [
+        "\n## Missed when the structure record is made anew\n",
+        _list([v for v in found if v.unrecorded]),
+    ]
     parts += ["\n## Equivalent\n", _list([v for v in found if v.equivalent])]
     parts += ["\n## Fault x gate\n", "`x`: caught; `X`: the only gate that caught it.\n", _cells(found)]
     return "\n".join(parts) + "\n"
@@ -115,10 +125,21 @@ def _list(found: Sequence[Verdict]) -> str:
 
 def _cells(found: Sequence[Verdict]) -> str:
     gates = [gate for gate, _ in per_gate(found).most_common()]
-    lines = _head(["fault", HASHES, *gates, "verdict"])
+    lines = _head(["fault", HASHES, RECORDED, *gates, "verdict"])
     for v in found:
         mark = "X" if len(v.gates) == 1 else "x"
         verdict = "survived" if v.survived else "equivalent" if v.equivalent else "caught"
-        hashes = {None: "", True: "x", False: "**missed**"}[v.hashes]
-        lines.append(_row([f"`{v.name}`", hashes, *(mark if g in v.gates else "" for g in gates), verdict]))
+        mark_of = {None: "", True: "x", False: "**missed**"}
+        recorded = None if v.recorded is None or v.equivalent else not v.unrecorded
+        lines.append(
+            _row(
+                [
+                    f"`{v.name}`",
+                    mark_of[v.hashes],
+                    mark_of[recorded],
+                    *(mark if g in v.gates else "" for g in gates),
+                    verdict,
+                ]
+            )
+        )
     return "\n".join(lines)

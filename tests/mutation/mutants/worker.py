@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from mutants.fault import Refused
+from mutants.files import check_donors
 from mutants.judge import Verdict
+from mutants.kept import NAME, head, read_kept
 
 MOST_SECONDS = 600.0
 """Longest that one fault may take."""
@@ -32,7 +35,7 @@ class Task(NamedTuple):
     checkpoint: str | None
 
 
-class Unsound(RuntimeError):
+class Unsound(Refused):
     """The bundle that faults are to be planted in fails its own gates."""
 
 
@@ -125,11 +128,14 @@ def judge_all(task: Task, wanted: Sequence[str], sample: int = 0) -> Iterator[Ve
         task: what to work on.
         wanted: parts of names; all where there are none.
         sample: most faults of one kind, format and component; 0 for all.
+
+    Raises:
+        Refused: when the bundle fails, a donor has nothing to give, or what is kept is of another run.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    known, kept = {}, task.work.with_name("verdicts.jsonl")
-    if kept.is_file():
-        known = {v.name: v for v in map(_verdict, kept.read_bytes().splitlines())}
+    check_donors(task.base, task.donors)
+    kept = task.work.with_name(NAME)
+    known = read_kept(kept, head(task.base, task.donors, task.seed))
     worker = Worker(task)
     try:
         for number, fault in _turns(worker.faults, wanted, sample):
@@ -142,10 +148,6 @@ def judge_all(task: Task, wanted: Sequence[str], sample: int = 0) -> Iterator[Ve
             yield verdict
     finally:
         worker.stop()
-
-
-def _verdict(line: bytes) -> Verdict:
-    return msgspec.json.decode(line, type=Verdict)
 
 
 def _turns(
