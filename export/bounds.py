@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MOST_MANIFEST_BYTES = 1 << 20
 """That of a bundle for three runtimes has some forty thousand."""
+MOST_HOLE_BYTES = 1 << 28
+"""Most bytes of a file that nobody wrote, so that the system keeps none: some writers leave small holes."""
 MOST_CONTAINERS = 100_000
 """Most JSON objects and lists in a manifest; one of a bundle for three runtimes has some hundred."""
 MOST_ELEMENTS = 1 << 27

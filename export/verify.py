@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import pickletools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small
 from flashbulb.export.artifact import Artifact, FileRecord, digest, file_sha256
 from flashbulb.export.bounds import (
     MOST_CONTAINERS,
+    MOST_HOLE_BYTES,
     MOST_MANIFEST_BYTES,
     clash,
     faults,
@@ -25,8 +24,8 @@ from flashbulb.export.bounds import (
     twice,
 )
 from flashbulb.export.bundle import MANIFEST, SCHEMA_VERSION, Bundle, BundleError, Manifest
+from flashbulb.export.pickles import hole_bytes, is_pickle
 
-PICKLE_SUFFIXES = (".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib", ".npy", ".npz", ".dill")
 _AGAIN = "export the bundle again, or fetch it from where it was published"
 
 
@@ -58,7 +57,11 @@ def parse_manifest(root: Path) -> Manifest:
 
 def _manifest_bytes(root: Path) -> bytes:
     path = root / MANIFEST
-    if path.is_symlink() or not path.is_file():
+    try:
+        regular = not path.is_symlink() and path.is_file()
+    except OSError as error:  # a path longer than the system takes
+        raise BundleError(f"wanted a path of a folder, got {error.strerror}: {str(path)[:80]!r}") from error
+    if not regular:
         raise BundleError(f"wanted a regular file {path}, got none; give the folder that `export` wrote")
     try:
         return read_small(path, MOST_MANIFEST_BYTES)
@@ -216,6 +219,11 @@ def _check_file(root: Path, record: FileRecord) -> None:
     size = path.stat().st_size
     if size != record.size_bytes:
         raise BundleError(f"wanted {record.size_bytes} bytes in {record.path!r}, got {size}; {_AGAIN}")
+    if size > MOST_HOLE_BYTES and hole_bytes(path, MOST_HOLE_BYTES) > MOST_HOLE_BYTES:
+        raise BundleError(
+            f"wanted {size} written bytes in {record.path!r}, got a hole of more than {MOST_HOLE_BYTES}, "
+            "which costs nothing to store and long to read; do not use this bundle"
+        )
     if is_pickle(path):
         raise BundleError(
             f"wanted data in {record.path!r}, got a pickle, which can run code, or an archive that may "
@@ -224,30 +232,3 @@ def _check_file(root: Path, record: FileRecord) -> None:
     got = file_sha256(path)
     if got != record.sha256:
         raise BundleError(f"wanted sha256 {record.sha256} for {record.path!r}, got {got}; {_AGAIN}")
-
-
-def is_pickle(path: Path) -> bool:
-    """Tell a pickle by its name or its opcodes; an archive counts as one, for nothing in a bundle is zipped.
-
-    No archive is opened: its directory alone can be made to fill the memory.
-    """
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        return True
-    with path.open("rb") as stream:
-        head = stream.read(4096)
-    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
-        return True
-    return len(head) > 2 and head[0] == 0x80 and 2 <= head[1] <= 5 and _opcodes(head) >= 3
-
-
-def _opcodes(head: bytes) -> int:
-    """Count the pickle opcodes that parse at the start of some bytes, at most three."""
-    count = 0
-    try:
-        for _ in pickletools.genops(io.BytesIO(head)):
-            count += 1
-            if count == 3:
-                break
-    except (ValueError, UnicodeDecodeError):
-        pass
-    return count

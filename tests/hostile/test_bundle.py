@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import pickle
+import random
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -164,6 +168,92 @@ def test_pickle_inside_a_torch_archive(bundle: Bundle) -> None:
     replace(bundle, "onnx/unet.onnx", archive.getvalue())
     with pytest.raises(BundleError, match=r"got a pickle"):
         verify(read_bundle(bundle.root))
+
+
+class Calls:
+    """What a pickle of it has called when it is opened."""
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return print, ("the pickle ran code",)
+
+
+def zipped(prefix: bytes) -> bytes:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as stream:
+        stream.writestr("data.pkl", b"x")
+    return prefix + archive.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(pickle.dumps({"weights": [Calls()]}, protocol=protocol) for protocol in range(6)),
+        pickle.dumps([Calls(), *range(20_000)], protocol=0),  # more than is looked at
+        gzip.compress(pickle.dumps([1])),
+        bz2.compress(pickle.dumps([1])),
+        lzma.compress(pickle.dumps([1])),
+        zipped(b""),
+        zipped(b"\x08\x07something in front" * 10_000),
+        zipped(b"in front") + b"behind",
+    ],
+)
+def test_what_may_run_code_is_told_by_its_content(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "unet.onnx").write_bytes(data)
+    assert is_pickle(tmp_path / "unet.onnx")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b".",
+        b"copyright of somebody\nand others\nReserved.\n",
+        b"(c) 2026 us.\n",
+        b"N" * 70_000,
+        bytes(70_000),
+        b"text PK\x05\x06 that speaks of zips" * 9,
+        *(random.Random(seed).randbytes(70_000) for seed in range(20)),
+    ],
+    ids=range(27),
+)
+def test_what_runs_no_code_is_no_pickle(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "LICENSE").write_bytes(data)
+    assert not is_pickle(tmp_path / "LICENSE")
+
+
+def test_no_file_of_the_embedded_checkpoints_looks_like_a_pickle() -> None:
+    files = [p for p in (Path(__file__).parents[2] / "distill/assets").rglob("*") if p.is_file()]
+    assert len(files) > 15
+    assert not [p for p in files if is_pickle(p)]
+
+
+def test_a_file_that_is_mostly_hole_is_refused_before_it_is_read(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flashbulb.export import verify as module
+    from flashbulb.export.bounds import MOST_HOLE_BYTES
+    from flashbulb.export.pickles import hole_bytes
+
+    path = bundle.root / "onnx/unet.onnx"
+    with path.open("r+b") as stream:
+        stream.seek(MOST_HOLE_BYTES + (1 << 20))
+        stream.write(b"end")
+    if not hole_bytes(path, MOST_HOLE_BYTES):
+        pytest.skip("this file system tells nothing of holes")
+    read: list[Path] = []
+    monkeypatch.setattr(module, "file_sha256", lambda p: read.append(p) or "0" * 64)
+    record = FileRecord(path="onnx/unet.onnx", sha256="0" * 64, size_bytes=path.stat().st_size)
+    with pytest.raises(BundleError, match="got a hole of more than 268435456"):
+        module._check_file(bundle.root, record)
+    assert not read
+    monkeypatch.setattr(module, "MOST_HOLE_BYTES", 1 << 30)  # it is the hole, and nothing else
+    module._check_file(bundle.root, record)
+    assert read == [path]
+
+
+def test_a_path_that_is_too_long_for_the_system(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="wanted a path of a folder, got File name too long"):
+        read_bundle(tmp_path / ("x" * 300))
 
 
 def test_pickle_by_name(tmp_path: Path) -> None:
