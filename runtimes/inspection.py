@@ -12,9 +12,12 @@ import numpy as np
 
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.choice import Choice
-from flashbulb.runtimes.engines.base import Array, EngineError, Session
-from flashbulb.runtimes.gates import bundle_gates, engine_gates
+from flashbulb.runtimes.engines.base import Array, Engine, EngineError, Session
+from flashbulb.runtimes.gates import bundle_gates, engine_gates, sanity
+from flashbulb.runtimes.listing_gates import unopened
+from flashbulb.runtimes.opening import label as program_label
 from flashbulb.runtimes.pipeline import Pipeline
+from flashbulb.runtimes.probe import probe
 from flashbulb.runtimes.program_gates import program_gates
 from flashbulb.runtimes.questions import (
     Question,
@@ -43,6 +46,7 @@ class Inspection:
         self.engines = {engine.label: engine for engine in choice.variants(bundle)}
         self.sessions: dict[str, Session] = {}
         self._records: dict[str, tuple[Record, ...]] = {}
+        self._refused: dict[str, str | None] = {}
 
     @functools.cached_property
     def parts(self) -> dict[Question, str]:
@@ -82,8 +86,29 @@ class Inspection:
             yield from program_gates(self.bundle, self.checkpoint, self.choice.backends)
         elif part == FLOORS:
             yield self._floors()
+        elif reason := self.refused(part):
+            yield sanity("load", part, False, f"{part}: {reason}")
         else:
             yield from engine_gates(self.bundle, self.engines[part], self.threads)
+
+    def refused(self, label: str) -> str | None:
+        """Say why an engine may not open its programs in this process: they are damaged; asked once."""
+        if label not in self._refused:
+            self._refused[label] = self._damage(self.engines[label])
+        return self._refused[label]
+
+    def _damage(self, engine: Engine) -> str | None:
+        """Return the fault that our readers found in an engine's programs, or the runtime by itself."""
+        found, programs = self.records(PROGRAMS), self.bundle.manifest.artifacts
+        if any(engine.backend == a.backend for a in programs):
+            for artifact in engine.artifacts(self.bundle, None).values():
+                if reason := unopened(program_label(artifact), found):
+                    return f"not opened: {reason}"
+        try:
+            probe(self.bundle, engine, self.threads)
+        except EngineError as error:
+            return str(error)
+        return None
 
     def _floors(self) -> SanityRecord:
         """Hold the floors of sensitivity to what all engines showed."""
@@ -132,7 +157,13 @@ class Inspection:
         return next((f"not reached: {r.sentence}" for r in found if r.verdict == "fail"), None)
 
     def session(self, label: str) -> Session:
-        """Return a loaded engine; loaded once."""
+        """Return a loaded engine; loaded once.
+
+        Raises:
+            EngineError: when its programs are damaged.
+        """
+        if reason := self.refused(label):
+            raise EngineError(reason)
         if label not in self.sessions:
             self.sessions[label] = self.engines[label].load(self.bundle, threads=self.threads)
         return self.sessions[label]

@@ -69,6 +69,10 @@ class Samples(msgspec.Struct, kw_only=True):
         return int(((ratios < LEAST_CPU_OVER_WALL) | (ratios > threads * 1.15 + 0.1)).sum())
 
 
+class Died(EngineError):
+    """A worker ended before it answered."""
+
+
 class Worker(AbstractContextManager["Worker"]):
     """A child process that has an engine loaded."""
 
@@ -118,7 +122,7 @@ class Worker(AbstractContextManager["Worker"]):
             code = self.process.wait()
             self.log.seek(0)
             tail = self.log.read().decode(errors="replace").strip().splitlines()[-3:]
-            raise EngineError(f"the {self.job.engine.name} process ended with {code}: {' | '.join(tail)}")
+            raise Died(f"the {self.job.engine.name} process ended with {code}: {' | '.join(tail)}")
         answer = msgspec.json.decode(line, type=Answer)
         if isinstance(answer, Failed):
             raise EngineError(answer.reason)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from flashbulb.export.anatomy.listing import AnatomyError, Listing
 from flashbulb.export.structure import Structure, differences
@@ -13,10 +13,24 @@ from flashbulb.runtimes.records import SanityRecord
 from flashbulb.runtimes.sources import Sources
 from flashbulb.runtimes.weights import judge_weights
 
-OPEN_ERRORS = (AnatomyError, ProgramError, EngineError, OSError)
+OPEN_ERRORS = (AnatomyError, ProgramError, EngineError, OSError, MemoryError)
 DECODE_ERRORS = (*OPEN_ERRORS, ValueError, IndexError, TypeError)
 """What numpy says of codes, tables and steps that do not fit one another comes on top."""
 SHOWN_PROBLEMS = 3
+UNOPENED = "cannot be taken apart"
+"""What is said of a program that our own readers refuse; no runtime shall open it then."""
+
+
+def unopened_gate(name: str, error: Exception) -> SanityRecord:
+    """Say that a program cannot be read, and why."""
+    reason = str(error) or type(error).__name__
+    return sanity(f"structure.{name}", "bundle", False, f"{name} {UNOPENED}: {reason}")
+
+
+def unopened(name: str, records: Iterable[object]) -> str | None:
+    """Return the sentence of a program that could not be read, None for one that was."""
+    found = (r for r in records if isinstance(r, SanityRecord) and r.gate == f"structure.{name}")
+    return next((r.sentence for r in found if r.sentence.startswith(f"{name} {UNOPENED}")), None)
 
 
 def lines_gate(

@@ -11,7 +11,7 @@ from flashbulb.export.anatomy import read
 from flashbulb.export.bundle import Bundle
 from flashbulb.export.structure import OPTIMUM, OPTIMUM_PROGRAMS, loose_name, read_record
 from flashbulb.runtimes.gates import sanity
-from flashbulb.runtimes.listing_gates import OPEN_ERRORS, lines_gate, weight_gate
+from flashbulb.runtimes.listing_gates import OPEN_ERRORS, lines_gate, unopened_gate, weight_gate
 from flashbulb.runtimes.records import SanityRecord
 from flashbulb.runtimes.sources import Sources, tensors, traits
 
@@ -54,7 +54,7 @@ def _program_gates(root: Path, component: str, path: str, graph: Graph | None) -
     try:
         listing, recorded = read(root / path, "onnx"), read_record(root / loose_name(path))
     except OPEN_ERRORS as error:
-        yield sanity(f"structure.{name}", "bundle", False, f"{path} cannot be taken apart: {error}")
+        yield unopened_gate(name, error)
         return
     yield lines_gate(name, listing, recorded)
     if graph:

@@ -15,7 +15,13 @@ from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.export.structure import Structure, contract, differences, read_structure
 from flashbulb.runtimes.gates import sanity
-from flashbulb.runtimes.listing_gates import DECODE_ERRORS, OPEN_ERRORS, lines_gate, weight_gate
+from flashbulb.runtimes.listing_gates import (
+    DECODE_ERRORS,
+    OPEN_ERRORS,
+    lines_gate,
+    unopened_gate,
+    weight_gate,
+)
 from flashbulb.runtimes.opening import label, open_listing, open_source
 from flashbulb.runtimes.optimum_gates import optimum_gates
 from flashbulb.runtimes.questions import has_optimum, twinned
@@ -46,8 +52,7 @@ def program_gates(
         try:
             listing, recorded = open_listing(bundle, artifact), read_structure(bundle.root, artifact)
         except OPEN_ERRORS as error:
-            words = f"{label(artifact)} cannot be taken apart: {error}"
-            yield sanity(f"structure.{label(artifact)}", "bundle", False, words)
+            yield unopened_gate(label(artifact), error)
             continue
         yield structure_gate(artifact, listing, recorded)
         if found and wanted:

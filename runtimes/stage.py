@@ -182,7 +182,8 @@ def check(config: CheckConfig, on_step: OnStep | None = None) -> Report:
         from flashbulb.runtimes.bisect.stage import bisect
 
         _say(on_step, len(asked.engines) + 2, total, "bisect")
-        records += bisect(bundle, config.checkpoint, choice.backends)
+        refused = {label: reason for label in asked.engines if (reason := asked.refused(label))}
+        records += bisect(bundle, config.checkpoint, choice.backends, refused)
     if baseline and sound:
         _say(on_step, total - 1, total, f"against {config.baseline}")
         records += baseline.compare(bundle, choice.engines, records)

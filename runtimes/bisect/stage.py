@@ -35,7 +35,10 @@ ERRORS = (AnatomyError, ProgramError, EngineError)
 
 
 def bisect(
-    bundle: Bundle, checkpoint: str | None = None, backends: Iterable[str] = ()
+    bundle: Bundle,
+    checkpoint: str | None = None,
+    backends: Iterable[str] = (),
+    refused: Mapping[str, str] | None = None,
 ) -> Iterator[SanityRecord]:
     """Bisect every component of every program on the first golden case.
 
@@ -43,6 +46,7 @@ def bisect(
         bundle: whose files have the recorded hashes.
         checkpoint: where its source is, if not where it was at export.
         backends: only these; none for all.
+        refused: label of an engine -> why its programs may not be opened.
     """
     found, reason = open_source(bundle, checkpoint)
     if found is None:
@@ -55,6 +59,9 @@ def bisect(
             continue
         if artifact.component == "generator":
             yield _whole(artifact)
+            continue
+        if reason := (refused or {}).get(ENGINES[artifact.format]):
+            yield _refused(artifact, EngineError(reason))
             continue
         rewrite = rewrite_of(artifact)
         key = (artifact.component, repr(rewrite))

@@ -99,6 +99,8 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Python modules that it needs."""
     extra: ClassVar[str] = ""
     """The extra of flashbulb that installs them."""
+    native: ClassVar[bool] = False
+    """Whether it gives its files to native code, which a damaged one can make end the process."""
     timed: ClassVar[bool] = True
     """Whether its speed says anything; `bench` leaves others out unless they are named."""
 

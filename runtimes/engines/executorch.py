@@ -20,6 +20,7 @@ class Executorch(Engine, frozen=True, tag="executorch"):
 
     modules: ClassVar[tuple[str, ...]] = ("executorch", "torch")
     extra: ClassVar[str] = "executorch"
+    native: ClassVar[bool] = True
 
     def warm(self) -> None:
         """Import the runtime's native part as well."""
@@ -51,7 +52,7 @@ class ExecutorchSession(Session):
 
         try:
             found = self.methods[component].execute([torch.from_numpy(a) for a in arrays])
-        except RuntimeError as error:
+        except FAULTS as error:
             raise EngineError(f"ExecuTorch could not run {component}: {error}") from error
         return [value.detach().numpy().copy() for value in found]
 
@@ -79,20 +80,25 @@ def quiet_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+FAULTS = (RuntimeError, ValueError, MemoryError)
+"""What its bindings raise on a damaged program; on some it ends the process instead."""
+
+
 def _program(path: Path) -> Any:
     from executorch.runtime import Runtime, Verification
 
     try:
         return Runtime.get().load_program(path, verification=Verification.InternalConsistency)
-    except RuntimeError as error:
-        raise EngineError(f"ExecuTorch refused {path.name}: {error}") from error
+    except FAULTS as error:
+        raise EngineError(f"ExecuTorch refused {path.name}: {error or type(error).__name__}") from error
 
 
 def _method(program: Any, name: str) -> Any:
     try:
         method = program.load_method(name) if name in program.method_names else None
-    except RuntimeError as error:
-        raise EngineError(f"ExecuTorch could not load the method {name}: {error}") from error
+    except FAULTS as error:
+        reason = str(error) or type(error).__name__
+        raise EngineError(f"ExecuTorch could not load the method {name}: {reason}") from error
     if method is None:
         raise EngineError(
             f"wanted the method {name!r} of the program, got {sorted(program.method_names)}; export again"

@@ -23,6 +23,7 @@ class Ort(Engine, frozen=True, tag="ort"):
 
     modules: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     extra: ClassVar[str] = "onnx"
+    native: ClassVar[bool] = True
 
     @property
     def label(self) -> str:
@@ -88,7 +89,7 @@ def ort_errors() -> tuple[type[Exception], ...]:
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 
     own = [v for v in vars(state).values() if isinstance(v, type) and issubclass(v, Exception)]
-    return (RuntimeError, ValueError, *own)
+    return (RuntimeError, ValueError, MemoryError, *own)
 
 
 def _check_names(component: str, artifact: Artifact, session: Any) -> None:
