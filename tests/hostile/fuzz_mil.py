@@ -18,7 +18,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from hypothesis import strategies as st
@@ -28,8 +27,9 @@ CORPUS = HERE / "corpus"
 INNER = "Data/com.apple.CoreML"
 MODEL, WEIGHTS = f"{INNER}/model.mlmodel", f"{INNER}/weights"
 MOST_ELEMENTS = 1 << 18
-"""Elements that one value of a broken program may have, in place of `table.MAX_ELEMENTS`: a mebibyte."""
-MOST_TURNS = 50
+"""Elements of one input that is given to a broken program."""
+MOST_BYTES, MOST_TURNS = 8 << 20, 50
+"""What a broken program may use, by the options that a user has; a sound one here needs a few kilobytes."""
 MANIFEST = {
     "fileFormatVersion": "1.0.0",
     "itemInfoEntries": {
@@ -252,13 +252,11 @@ def write_package(root: Path, model: bytes) -> None:
 
 def run(root: Path, data: bytes) -> None:
     """Load a package in one of the modes, and run it where its inputs are small."""
-    from flashbulb.runtimes.engines.mil import Program, table
-    from flashbulb.runtimes.engines.mil.ops import control
+    from flashbulb.runtimes.engines.mil import Program
 
-    fp16 = zlib.crc32(data) & 1
-    with patch.object(table, "MAX_ELEMENTS", MOST_ELEMENTS), patch.object(control, "MAX_TURNS", MOST_TURNS):
-        program = Program.load(root, "fp16" if fp16 else "fp32", low_memory=not fp16)
-        program.predict({n.name: zeros(n.type.shape) for n in program.inputs})
+    fp16, limits = zlib.crc32(data) & 1, {"max_bytes": MOST_BYTES, "max_turns": MOST_TURNS}
+    program = Program.load(root, "fp16" if fp16 else "fp32", low_memory=not fp16, **limits)
+    program.predict({n.name: zeros(n.type.shape) for n in program.inputs})
 
 
 def zeros(shape: Any) -> Any:

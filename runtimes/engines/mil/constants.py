@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flashbulb.runtimes.engines.mil.blob import read_blob
+from flashbulb.runtimes.engines.mil.budget import current
 from flashbulb.runtimes.engines.mil.dtypes import BY_NAME, DType, held_dtype, unpack_bits
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.spec import Type, Value
@@ -40,6 +41,7 @@ class Constant:
             value = self._make()
             if not self._keep:
                 return value
+            current().keep(value)
             self._value = value
         return self._value
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flashbulb.export.anatomy.listing import Array, Listing
+from flashbulb.runtimes.engines.mil.budget import Budget, explained, spending
 from flashbulb.runtimes.engines.mil.package import read_package
 from flashbulb.runtimes.engines.mil.plan import compile_function
 from flashbulb.runtimes.engines.mil.program import Program
@@ -27,8 +28,10 @@ def exact_program(path: Path, listing: Listing, exact: Exact) -> Program:
     function = package.functions[name]
     operations = tuple(_replaced(o, listing, exact) for o in function.block.operations)
     changed = replace(function, block=replace(function.block, operations=operations))
-    plan = compile_function(changed, package.weights, mode="fp32")
-    return Program(package, name, "fp32", plan)
+    budget = Budget(explained(package.weights))
+    with spending(budget):
+        plan = compile_function(changed, package.weights, mode="fp32")
+    return Program(package, name, "fp32", plan, budget)
 
 
 def _replaced(operation: Operation, listing: Listing, exact: Exact) -> Operation:

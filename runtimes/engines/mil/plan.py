@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from flashbulb.runtimes.engines.mil.budget import current
 from flashbulb.runtimes.engines.mil.constants import Constant, Weights, constant
 from flashbulb.runtimes.engines.mil.dtypes import held_dtype
 from flashbulb.runtimes.engines.mil.errors import ProgramError
@@ -19,7 +20,7 @@ from flashbulb.runtimes.engines.mil.table import At, Op, bounded, convert, half
 Source = int | Constant
 """A slot, or a value known at load."""
 Scope = dict[str, Source]
-FAULTS = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError)
+FAULTS = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError, MemoryError)
 """What operations raise on values that they cannot take."""
 OPSETS = {f"CoreML{n}": n + 10 for n in range(5, 9)}
 """Opsets by the iOS version that brought them; later ones have not been read yet."""
@@ -281,8 +282,10 @@ def execute(
     plan: BlockPlan, slots: list[Any], arguments: list[Any], watch: Callable[..., None] | None
 ) -> list[Any]:
     """Run a compiled block and return its outputs."""
+    budget = current()
     for slot, value in zip(plan.inputs, arguments, strict=True):
         slots[slot] = value
+        budget.hold(slot, value)
     for step in plan.steps:
         _run(step, slots, watch)
     return [s.get() if isinstance(s, Constant) else slots[s] for s in plan.outputs]
@@ -298,9 +301,12 @@ def _run(step: Step, slots: list[Any], watch: Callable[..., None] | None) -> Non
         arguments[name] = convert(kind, [c.get() for c in constants])
     if step.blocks:
         arguments["blocks"] = tuple(_block(b, slots, watch) for b in step.blocks)
+    budget = current()
     try:
         found = step.op.function(**arguments)
         _store(step, found if isinstance(found, tuple) else (found,), slots)
+        for slot in step.outputs:
+            budget.hold(slot, slots[slot])
     except ProgramError as error:
         raise ProgramError(f"{step.op.name} {step.name!r}: {error}") from error
     except FAULTS as error:
@@ -309,6 +315,7 @@ def _run(step: Step, slots: list[Any], watch: Callable[..., None] | None) -> Non
         watch(step, [slots[s] for s in step.outputs])
     for slot in step.free:
         slots[slot] = None
+        budget.release(slot)
 
 
 def _block(plan: BlockPlan, slots: list[Any], watch: Callable[..., None] | None) -> Callable[..., list[Any]]:

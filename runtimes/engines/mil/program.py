@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flashbulb.distill.errors import MissingExtra
+from flashbulb.runtimes.engines.mil.budget import MAX_TURNS, Budget, explained, spending
 from flashbulb.runtimes.engines.mil.description import Interface
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.features import default_input, read_input, write_output
@@ -32,8 +33,9 @@ class Program:
     In mode `fp16` each operation computes in float32 and rounds its result once where it is declared as fp16.
     """
 
-    def __init__(self, package: Package, function: str, mode: Mode, plan: Plan) -> None:
+    def __init__(self, package: Package, function: str, mode: Mode, plan: Plan, budget: Budget) -> None:
         self.package, self.function, self.mode, self._plan = package, function, mode, plan
+        self.budget = budget
         self.interface: Interface = package.description.interface(function)
         self._features = {f.name: f for f in self.interface.inputs}
         self._outputs = {f.name: f for f in self.interface.outputs}
@@ -46,6 +48,8 @@ class Program:
         *,
         function: str | None = None,
         low_memory: bool = False,
+        max_bytes: int | None = None,
+        max_turns: int = MAX_TURNS,
     ) -> Program:
         """Read and compile a package.
 
@@ -54,6 +58,9 @@ class Program:
             mode: `fp32` or `fp16`.
             function: which function of it; by default the one that the model names, or `main`.
             low_memory: keep weights in their file and decompress each when it is used, which is slower.
+            max_bytes: of all constants in memory, and of all values that a prediction needs at one time; by
+                default two gibibytes and 64 times the bytes of its weight files.
+            max_turns: of all loops of a prediction together.
 
         Raises:
             ProgramError: when it is damaged, or needs anything that is not supported; all of that is named.
@@ -69,8 +76,10 @@ class Program:
         name = function or package.description.default or "main"
         if name not in package.functions:
             raise ProgramError(f"wanted the function {name!r}, the package has {sorted(package.functions)}")
-        plan = compile_function(package.functions[name], package.weights, mode=mode, keep=not low_memory)
-        return cls(package, name, mode, plan)
+        bytes_ = explained(package.weights) if max_bytes is None else max_bytes
+        with spending(Budget(bytes_, max_turns)) as budget:
+            plan = compile_function(package.functions[name], package.weights, mode=mode, keep=not low_memory)
+        return cls(package, name, mode, plan, budget)
 
     @property
     def inputs(self) -> tuple[Named, ...]:
@@ -97,10 +106,14 @@ class Program:
         from flashbulb.runtimes.engines.mil.table import State, bounded
 
         found = {}
-        for named in self._plan.inputs:
-            if named.type.kind == "state" and named.type.dtype is not None:
-                shape = bounded([s or 1 for s in named.type.shape or ()])
-                found[named.name] = State(torch.zeros(shape, dtype=held_dtype(named.type.dtype)))
+        self.budget.begin()
+        with spending(self.budget):
+            for index, named in enumerate(self._plan.inputs):
+                if named.type.kind == "state" and named.type.dtype is not None:
+                    shape = bounded([s or 1 for s in named.type.shape or ()])
+                    value = torch.zeros(shape, dtype=held_dtype(named.type.dtype))
+                    self.budget.hold(index, value)
+                    found[named.name] = State(value)
         return found
 
     def predict(
@@ -128,7 +141,8 @@ class Program:
         from flashbulb.runtimes.engines.mil.plan import execute
 
         arguments = self._arguments(inputs, self.make_state() if state is None else state)
-        with torch.inference_mode():
+        self.budget.begin()
+        with torch.inference_mode(), spending(self.budget):
             slots: list[Any] = [None] * self._plan.slots
             found = execute(self._plan.block, slots, arguments, _watcher(watch))
         halves = self.mode == "fp16"

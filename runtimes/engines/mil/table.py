@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flashbulb.runtimes.engines.mil.budget import current
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.spec import Type
 
@@ -22,9 +23,6 @@ Things = tuple[Any, ...]
 Run = Callable[..., list[Any]]
 Blocks = tuple[Run, ...]
 """Nested blocks, called with the values of their inputs."""
-
-MAX_ELEMENTS = 1 << 31
-"""Elements of one value; a hostile shape ends here, not in memory."""
 
 
 class State:
@@ -141,16 +139,17 @@ def _scalar(value: Any) -> Any:
 
 
 def bounded(shape: Sequence[int]) -> Ints:
-    """Return a shape as integers, refusing one that is negative or far too large.
+    """Return a shape as integers, refusing one that is negative or has no room in the program's budget.
 
     Raises:
-        ProgramError: with the shape.
+        ProgramError: with the shape or the sizes.
     """
     sizes, count = tuple(int(s) for s in shape), 1
     for size in sizes:
         count *= size
-    if any(s < 0 for s in sizes) or count > MAX_ELEMENTS:
-        raise ProgramError(f"wanted a shape of at most {MAX_ELEMENTS} elements, got {list(sizes)}")
+    if any(s < 0 for s in sizes):
+        raise ProgramError(f"wanted a shape of sizes that are not negative, got {list(sizes)}")
+    current().fits(count)
     return sizes
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flashbulb.runtimes.engines.mil.table import op, register
+from flashbulb.runtimes.engines.mil.table import bounded, op, register
 
 Binary = Callable[[Tensor, Tensor], Tensor]
 
@@ -32,8 +32,15 @@ PLAIN: dict[str, Binary] = {
 }
 
 
+def _fit(*values: Tensor) -> None:
+    """Refuse a result of broadcasting that there is no room for."""
+    if sum(v.numel() > 1 for v in values) > 1 and any(v.shape != values[0].shape for v in values):
+        bounded(torch.broadcast_shapes(*(v.shape for v in values)))
+
+
 def _binary(function: Binary) -> Binary:
     def apply(x: Tensor, y: Tensor) -> Tensor:
+        _fit(x, y)
         return function(x, y)
 
     return apply
@@ -46,6 +53,7 @@ for _name, _function in PLAIN.items():
 @op("real_div")
 def real_div(x: Tensor, y: Tensor) -> Tensor:
     """Return x / y; of whole numbers the fraction is dropped."""
+    _fit(x, y)
     if x.is_floating_point() or y.is_floating_point():
         return torch.div(x, y)
     return torch.div(x, y, rounding_mode="trunc")
@@ -54,4 +62,5 @@ def real_div(x: Tensor, y: Tensor) -> Tensor:
 @op("select", exact=True)
 def select(cond: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """Take a where cond holds and b elsewhere."""
+    _fit(cond, a, b)
     return torch.where(cond.to(torch.bool), a, b)

@@ -6,11 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from flashbulb.runtimes.engines.mil.budget import current
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.table import Blocks, State, Tensors, op
-
-MAX_TURNS = 1_000_000
-"""A loop that turns more often than this is taken for one that never ends."""
 
 
 @op("cond", exact=True)
@@ -22,12 +20,11 @@ def cond(pred: bool, blocks: Blocks) -> tuple[Any, ...]:
 @op("while_loop", exact=True)
 def while_loop(loop_vars: Tensors, blocks: Blocks) -> tuple[Any, ...]:
     """Run the second block while the first one says so."""
-    values: list[Any] = list(loop_vars)
-    for _ in range(MAX_TURNS):
-        if not bool(blocks[0](*values)[0]):
-            return tuple(values)
+    values, budget = list[Any](loop_vars), current()
+    while bool(blocks[0](*values)[0]):
+        budget.turn()
         values = blocks[1](*values)
-    raise ProgramError(f"wanted a loop of at most {MAX_TURNS} turns; it does not end")
+    return tuple(values)
 
 
 @op("read_state", exact=True)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from flashbulb.runtimes.engines.mil.errors import ProgramError
-from flashbulb.runtimes.engines.mil.table import Ints, op
+from flashbulb.runtimes.engines.mil.table import Ints, bounded, op
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
@@ -40,6 +40,11 @@ def outer(pads: Sequence[tuple[int, int]]) -> list[int]:
     return [side for pair in reversed(pads) for side in pair]
 
 
+def padded(x: Tensor, pads: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the spatial sizes once they are padded."""
+    return [n + a + b for n, (a, b) in zip(x.shape[2:], pads, strict=True)]
+
+
 @op("conv")
 def conv(
     x: Tensor,
@@ -55,6 +60,7 @@ def conv(
     rank = x.ndim - 2
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     pads = paddings(pad_type, pad, x.shape[2:], weight.shape[2:], strides, dilations)
+    bounded([x.shape[0], max(x.shape[1], weight.shape[0]), *padded(x, pads)])
     if any(a != b for a, b in pads):
         x, pads = F.pad(x, outer(pads)), [(0, 0)] * rank
     found: Tensor = CONV[rank](x, weight, bias, strides, [a for a, _ in pads], dilations, groups)
@@ -103,6 +109,8 @@ def conv_transpose(
     rank = x.ndim - 2
     strides, dilations = strides or (1,) * rank, dilations or (1,) * rank
     zeros = [0] * rank
+    spread = zip(x.shape[2:], weight.shape[2:], strides, dilations, strict=True)
+    bounded([x.shape[0], weight.shape[1] * groups, *((n - 1) * s + (k - 1) * d + 1 for n, k, s, d in spread)])
     full: Tensor = TRANSPOSED[rank](x, weight, None, strides, zeros, zeros, groups, dilations)
     sizes = output_shape[-rank:] if output_shape else None
     for axis in range(rank):
@@ -121,5 +129,6 @@ def _window(x: Tensor, axis: int, start: int, size: int) -> Tensor:
     """Cut ``size`` elements from ``start`` on, filling with zeros what lies behind the end."""
     found = x.narrow(axis, start, max(0, min(size, x.shape[axis] - start)))
     if (missing := size - found.shape[axis]) > 0:
+        bounded([*x.shape[:axis], size, *x.shape[axis + 1 :]])
         found = F.pad(found, [0, 0] * (x.ndim - 1 - axis) + [0, missing])
     return found

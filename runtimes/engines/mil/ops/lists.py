@@ -9,7 +9,7 @@ from torch import Tensor
 
 from flashbulb.runtimes.engines.mil.dtypes import BY_NAME, held_dtype
 from flashbulb.runtimes.engines.mil.errors import ProgramError
-from flashbulb.runtimes.engines.mil.table import MAX_ELEMENTS, Things, bounded, op
+from flashbulb.runtimes.engines.mil.table import Things, bounded, op
 
 
 @op("make_list", exact=True)
@@ -64,8 +64,10 @@ def _element(ls: list[Any], index: int) -> Tensor:
 
 
 def _with(ls: list[Any], indices: list[int], values: list[Tensor]) -> list[Any]:
-    if indices and (min(indices) < 0 or max(indices) * max(1, values[0].numel()) > MAX_ELEMENTS):
+    if indices and min(indices) < 0:
         raise ProgramError(f"wanted places in a list, got {min(indices)} to {max(indices)}")
+    if indices:
+        bounded([max(indices) + 1, max(1, values[0].numel())])
     found = ls + [torch.zeros_like(values[0])] * (max(indices, default=-1) + 1 - len(ls))
     for index, value in zip(indices, values, strict=True):
         found[index] = value

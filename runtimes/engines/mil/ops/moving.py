@@ -54,6 +54,7 @@ def transpose(x: Tensor, perm: Ints) -> Tensor:
 @op("concat", exact=True)
 def concat(values: Tensors, axis: int, interleave: bool = False) -> Tensor:
     """Put tensors one behind the other along an axis, or take turns element by element."""
+    bounded([sum(v.numel() for v in values)])
     if values[0].ndim == 0:
         return torch.stack(values)
     if interleave:
@@ -77,6 +78,7 @@ def split(
 @op("stack", exact=True)
 def stack(values: Tensors, axis: int) -> Tensor:
     """Put tensors side by side along a new axis."""
+    bounded([sum(v.numel() for v in values)])
     return torch.stack(values, axis)
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashbulb.runtimes.engines.mil.ops.convolution import outer, paddings
-from flashbulb.runtimes.engines.mil.table import Ints, op
+from flashbulb.runtimes.engines.mil.ops.convolution import outer, padded, paddings
+from flashbulb.runtimes.engines.mil.table import Ints, bounded, op
 
 AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 GREATEST = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
@@ -75,6 +75,7 @@ def _plan(
     ones = (1,) * len(kernel)
     strides = strides or ones
     pads = paddings(pad_type, pad or (0,) * 2 * len(kernel), x.shape[2:], kernel, strides, ones)
+    bounded([*x.shape[:2], *padded(x, pads)])
     extra = [0] * len(kernel)
     if ceil_mode:
         sizes = zip(x.shape[2:], kernel, strides, pads, strict=True)

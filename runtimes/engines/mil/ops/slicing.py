@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flashbulb.runtimes.engines.mil.errors import ProgramError
-from flashbulb.runtimes.engines.mil.table import At, Bools, Ints, op
+from flashbulb.runtimes.engines.mil.table import At, Bools, Ints, bounded, op
 
 
 def places(
@@ -112,6 +112,7 @@ def gather(
     axis %= x.ndim
     chosen = checked(indices, x.shape[axis], at)
     shape = [*x.shape[:axis], *indices.shape[batch_dims:], *x.shape[axis + 1 :]]
+    bounded(shape)
     if not batch_dims:
         return torch.index_select(x, axis, chosen.reshape(-1)).reshape(shape)
     batch, between = math.prod(x.shape[:batch_dims]), math.prod(x.shape[batch_dims:axis])
@@ -135,6 +136,7 @@ def gather_nd(
     """Take slices by indices of several axes, which stand in the last axis of ``indices``."""
     depth, batch = indices.shape[-1], math.prod(x.shape[:batch_dims])
     inner = x.shape[batch_dims : batch_dims + depth]
+    bounded([*indices.shape[:-1], *x.shape[batch_dims + depth :]])
     rows = x.reshape(batch, *inner, -1)
     chosen = [checked(indices[..., i], n, at).reshape(batch, -1) for i, n in enumerate(inner)]
     found = rows[(torch.arange(batch)[:, None], *chosen)]
