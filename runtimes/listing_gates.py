@@ -14,7 +14,7 @@ from flashbulb.runtimes.sources import Sources
 from flashbulb.runtimes.weights import judge_weights
 
 OPEN_ERRORS = (AnatomyError, ProgramError, EngineError, OSError, MemoryError)
-DECODE_ERRORS = (*OPEN_ERRORS, ValueError, IndexError, TypeError)
+DECODE_ERRORS = (*OPEN_ERRORS, ValueError, LookupError, TypeError, ArithmeticError)
 """What numpy says of codes, tables and steps that do not fit one another comes on top."""
 SHOWN_PROBLEMS = 3
 UNOPENED = "cannot be taken apart"

@@ -14,6 +14,8 @@ import numpy as np
 
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.schedule import one_step
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import read_small
 from flashbulb.export.bundle import Bundle, BundleError
 from flashbulb.export.golden import SANITY_SHARE
 from flashbulb.export.thresholds import gates
@@ -103,8 +105,8 @@ def vocabulary_gate(folder: Path) -> SanityRecord:
     gate = f"vocabulary.{folder.name}"
     try:
         model = json.loads(read_tokenizer(folder / "tokenizer.json"))["model"]
-        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+        vocabulary = decode(read_small(folder / "vocab.json"), dict[str, int])
+        merges = read_small(folder / "merges.txt").decode().splitlines()
     except (BundleError, ValueError, KeyError, OSError) as error:
         return sanity(gate, "bundle", False, f"{folder.name} cannot be read: {error}")
     found = [line for line in merges if line and not line.startswith("#version")]

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from flashbulb.compress.encoding import pack
 from flashbulb.export.anatomy.coreml import ARRAYS, STRING, immediate, operation_line, type_word
-from flashbulb.export.anatomy.listing import Array, Constant, Listing, Node, digest
+from flashbulb.export.anatomy.listing import AnatomyError, Array, Constant, Listing, Node, digest
 from flashbulb.runtimes.engines.mil.blob import read_raw
 from flashbulb.runtimes.engines.mil.constants import Weights, decode
 from flashbulb.runtimes.engines.mil.dtypes import DTYPES, DType
+from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.package import read_package
 from flashbulb.runtimes.engines.mil.spec import Block, Named, Operation, Type, Value
 
+T = TypeVar("T")
+FAULTS = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError, StopIteration)
+"""What decoding raises on a damaged package; a constant that is made of itself ends in a RecursionError."""
+MOST_READS = 8
+"""How often over the weight files may be read: functions share their constants."""
 OPSETS = {f"CoreML{n}": n + 10 for n in range(5, 9)}
 DECODERS = {"constexpr_lut_to_dense": "lut", "constexpr_affine_dequantize": "scale"}
 """Operations that decode one weight, with the name of their table or of their steps."""
@@ -27,13 +33,28 @@ def read_package_listing(path: Path) -> Listing:
     """Read the `main` function, or the one that the package names.
 
     Raises:
-        ProgramError: when the package is damaged.
+        ProgramError: when the package is damaged; a constant raises it when it is loaded.
     """
+    return _told(path.name, lambda: _listing(path))
+
+
+def _told(what: str, call: Callable[[], T]) -> T:
+    """Call, and turn what numbers and names that point nowhere raise into a sentence."""
+    try:
+        return call()
+    except (ProgramError, AnatomyError):
+        raise
+    except FAULTS as error:
+        reason = f"{type(error).__name__} {error}".rstrip()
+        raise ProgramError(f"wanted a sound program in {what}, got: {reason}; export it again") from error
+
+
+def _listing(path: Path) -> Listing:
     package = read_package(path)
-    lines = {"(version)": str(package.version)}
+    lines, speller = {"(version)": str(package.version)}, _Speller(package.weights)
     for name, function in sorted(package.functions.items()):
         lines[f"{name}(inputs)"] = f"{function.opset} {_named(function.inputs)}"
-        lines |= {f"{name}.{k}": v for k, v in _lines(function.block, package.weights)}
+        lines |= {f"{name}.{k}": v for k, v in speller.lines(function.block)}
     main = package.functions[package.description.default or "main"]
     nodes = tuple(_node(o) for o in main.block.operations if not _decodes(o))
     decoder = _Decoder(main.block, package.weights, OPSETS.get(main.opset, 18))
@@ -64,7 +85,7 @@ class _Decoder:
         hidden = {v for o in self.coded.values() for a in o.inputs.values() for v in a if isinstance(v, str)}
         for name, value in self.stored.items():
             if name not in hidden and value.items is None and value.type.dtype and value.type.dtype.bits:
-                yield name, Constant(partial(self.plain, value))
+                yield name, Constant(partial(_told, name, partial(self.plain, value)))
         for name, operation in self.coded.items():
             if name not in hidden:
                 yield name, self.decoded(name, operation)
@@ -76,9 +97,10 @@ class _Decoder:
     def decoded(self, name: str, operation: Operation) -> Constant:
         """Return what an operation decodes, with its table or its steps."""
         parts, word = self._parts(operation), DECODERS.get(operation.op)
-        table = partial(self._array, parts["lut"]) if word == "lut" else None
-        scale = partial(self._steps, parts, operation.outputs[0].type) if word == "scale" else None
-        return Constant(partial(self._run, name, operation), scale=scale, table=table)
+        table = partial(_told, name, partial(self._array, parts["lut"])) if word == "lut" else None
+        steps = partial(self._steps, parts, operation.outputs[0].type)
+        scale = partial(_told, name, steps) if word == "scale" else None
+        return Constant(partial(_told, name, partial(self._run, name, operation)), scale=scale, table=table)
 
     def _parts(self, operation: Operation) -> dict[str, str | Value]:
         found: dict[str, str | Value] = {k: v for k, v in operation.attributes.items() if k != "name"}
@@ -124,18 +146,50 @@ class _Decoder:
         return scale.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
-def _lines(block: Block, weights: Weights, prefix: str = "") -> Iterator[tuple[str, str]]:
-    for operation in block.operations:
-        name = prefix + (operation.outputs[0].name if operation.outputs else operation.op)
-        arguments = {
-            k: ", ".join(v if isinstance(v, str) else _spelled(v, weights) for v in values)
-            for k, values in operation.inputs.items()
-        }
-        arguments |= {k: _spelled(v, weights) for k, v in operation.attributes.items() if k != "name"}
-        yield name, operation_line(operation.op, arguments, _named(operation.outputs))
-        for index, inner in enumerate(operation.blocks):
-            yield from _lines(inner, weights, f"{name}/{index}/")
-    yield f"{prefix}(outputs)", ", ".join(block.outputs)
+class _Speller:
+    """Writes programs down; constants that share their bytes make it read a bounded number of them."""
+
+    def __init__(self, weights: Weights) -> None:
+        self.weights = weights
+        self.left = MOST_READS * sum(int(w.nbytes) for w in weights.values())
+
+    def lines(self, block: Block, prefix: str = "") -> Iterator[tuple[str, str]]:
+        """Yield the lines of a block, those of inner blocks after their operation's."""
+        for operation in block.operations:
+            name = prefix + (operation.outputs[0].name if operation.outputs else operation.op)
+            arguments = {
+                k: ", ".join(v if isinstance(v, str) else self.value(v) for v in values)
+                for k, values in operation.inputs.items()
+            }
+            arguments |= {k: self.value(v) for k, v in operation.attributes.items() if k != "name"}
+            yield name, operation_line(operation.op, arguments, _named(operation.outputs))
+            for index, inner in enumerate(operation.blocks):
+                yield from self.lines(inner, f"{name}/{index}/")
+        yield f"{prefix}(outputs)", ", ".join(block.outputs)
+
+    def value(self, value: Value) -> str:
+        """Spell a constant, one in a weight file by the digest of its bytes."""
+        if value.items is not None:
+            return f"[{', '.join(self.value(v) for v in value.items)}]"
+        dtype, shape = value.type.dtype, tuple(int(s or 0) for s in value.type.shape or ())
+        if value.blob is not None:
+            return f"{_kind(value.type)} #{digest(self.stored(*value.blob))}"
+        found = decode(value, self.weights)
+        if dtype is None or dtype.proto == STRING:
+            return immediate(STRING, shape, [found] if isinstance(found, str) else found)
+        if dtype.proto not in ARRAYS:
+            return immediate(dtype.proto, shape, pack(found.view(np.uint8), dtype.bits).tobytes())
+        return immediate(dtype.proto, shape, np.asarray(found).ravel().tolist())
+
+    def stored(self, file: str, offset: int) -> bytes:
+        """Read the bytes of one constant."""
+        found = read_raw(self.weights, file, offset)
+        self.left -= len(found)
+        if self.left < 0:
+            raise ProgramError(
+                f"wanted constants of at most {MOST_READS} times the weight files, got more; do not use it"
+            )
+        return found
 
 
 def _named(values: tuple[Named, ...]) -> str:
@@ -146,17 +200,3 @@ def _kind(kind: Type) -> str:
     if kind.kind in ("list", "state"):
         return f"{kind.kind} of {_kind(Type('tensor', kind.dtype, kind.shape))}"
     return type_word(kind.kind, kind.dtype.proto if kind.dtype else 0, kind.shape)
-
-
-def _spelled(value: Value, weights: Weights) -> str:
-    if value.items is not None:
-        return f"[{', '.join(_spelled(v, weights) for v in value.items)}]"
-    dtype, shape = value.type.dtype, tuple(int(s or 0) for s in value.type.shape or ())
-    if value.blob is not None:
-        return f"{_kind(value.type)} #{digest(read_raw(weights, *value.blob))}"
-    found = decode(value, weights)
-    if dtype is None or dtype.proto == STRING:
-        return immediate(STRING, shape, [found] if isinstance(found, str) else found)
-    if dtype.proto not in ARRAYS:
-        return immediate(dtype.proto, shape, pack(found.view(np.uint8), dtype.bits).tobytes())
-    return immediate(dtype.proto, shape, np.asarray(found).ravel().tolist())

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from flashbulb.distill.typed_json import decode
+from flashbulb.distill.untrusted import UntrustedError
 from flashbulb.runtimes.engines.mil.description import Description, read_description
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.spec import Function, SpecReader
@@ -23,15 +25,21 @@ ML_PROGRAM = 502
 """Number of the field `mlProgram` in Core ML's `Model`."""
 
 
-class _Item(msgspec.Struct):
+class _Item(msgspec.Struct, forbid_unknown_fields=True):
+    """One file, as Apple's library writes it."""
+
     path: str
+    name: str = ""
+    author: str = ""
+    description: str = ""
 
 
-class _Manifest(msgspec.Struct, rename="camel"):
-    """What is needed of `Manifest.json`; other fields may be there."""
+class _Manifest(msgspec.Struct, rename="camel", forbid_unknown_fields=True):
+    """`Manifest.json` with all its fields: of a field that is there twice, readers take different ones."""
 
     item_info_entries: dict[str, _Item]
     root_model_identifier: str
+    file_format_version: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +87,9 @@ def _root_model(root: Path) -> str:
             f"wanted an .mlpackage folder with a Manifest.json, got {root}; give such a folder"
         )
     try:
-        manifest = msgspec.json.decode(_bounded(path, MAX_MANIFEST_BYTES), type=_Manifest)
+        manifest = decode(_bounded(path, MAX_MANIFEST_BYTES), _Manifest)
         return manifest.item_info_entries[manifest.root_model_identifier].path
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, RecursionError) as error:
+    except (UntrustedError, KeyError) as error:
         raise ProgramError(f"wanted a manifest that names the model of {root.name}, got: {error}") from error
 
 
@@ -115,6 +123,15 @@ def _weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
     for path in sorted((folder / "weights").glob("*")) if (folder / "weights").is_dir() else []:
         name = f"weights/{path.name}"
         with inside(folder, name).open("rb") as stream:
-            if path.stat().st_size:
-                found[name] = np.frombuffer(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+            if size := path.stat().st_size:
+                found[name] = _mapped(stream.fileno(), name, size)
     return found
+
+
+def _mapped(file: int, name: str, size: int) -> np.ndarray[Any, Any]:
+    try:
+        return np.frombuffer(mmap.mmap(file, 0, access=mmap.ACCESS_READ), np.uint8)
+    except (OSError, ValueError, OverflowError) as error:
+        raise ProgramError(
+            f"wanted weights that can be addressed, got {size} bytes in {name!r} ({error}); do not use it"
+        ) from error
