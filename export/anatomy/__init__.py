@@ -34,8 +34,13 @@ def read(path: Path, file_format: str, method: str | None = None) -> Listing:
         KeyError,
         OverflowError,
         TypeError,
-    ) as error:  # numbers that point nowhere
-        raise AnatomyError(f"wanted a sound program in {path.name}, got: {error}; export it again") from error
+        MemoryError,
+        RecursionError,
+    ) as error:  # numbers that point nowhere, or ask for more than there is
+        reason = str(error) or type(error).__name__
+        raise AnatomyError(
+            f"wanted a sound program in {path.name}, got: {reason}; export it again"
+        ) from error
 
 
 def _read(path: Path, file_format: str, method: str | None) -> Listing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,6 +13,8 @@ import numpy as np
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Constant, Listing, Node, arrange, spell
 
 Raw = Callable[[], Array]
+MOST_GROWTH, LEAST_GROWTH = 8, 1 << 16
+"""How many values may be decoded out of each stored one, and how many in any case."""
 CASTS = {1: np.float32, 6: np.int32, 7: np.int64, 10: np.float16}
 
 
@@ -47,7 +50,11 @@ def build(graph: RawGraph) -> Listing:
     """Make a listing: decode what is constant, order the rest."""
     held, raws = graph.nodes, graph.raws
     lines = {n.outputs[0] if n.outputs else n.op: n.line for n in held}
-    lines |= {name: f"constant {spell(load())}" for name, load in raws.items()}
+    stored = 0
+    for name, load in raws.items():
+        values = load()
+        stored += values.size
+        lines[name] = f"constant {spell(values)}"
     lines["(inputs)"], lines["(outputs)"] = ", ".join(graph.inputs), ", ".join(graph.outputs)
     lines["(opsets)"] = ", ".join(f"{k} {v}" for k, v in sorted(graph.opsets.items()))
     constants = {name: Constant(load) for name, load in raws.items()}
@@ -57,7 +64,7 @@ def build(graph: RawGraph) -> Listing:
     by_output = {n.outputs[0]: n for n in held if n.outputs}
     left, consumed = [], set[str]()
     for node in ordered:
-        decoded = _decoded(by_output[node.outputs[0]], constants) if node.outputs else None
+        decoded = _decoded(by_output[node.outputs[0]], constants, stored) if node.outputs else None
         if decoded is None:
             left.append(node)
             continue
@@ -68,8 +75,8 @@ def build(graph: RawGraph) -> Listing:
     return Listing(nodes=tuple(left), constants=kept, lines=lines)
 
 
-def _decoded(node: RawNode, known: Mapping[str, Constant]) -> Constant | None:
-    """Return the constant that a decoding node makes, None where it computes something else."""
+def _decoded(node: RawNode, known: Mapping[str, Constant], stored: int) -> Constant | None:
+    """Return the constant that a node decodes from stored ones, None where it computes something else."""
     if not node.inputs or any(i not in known for i in node.inputs):
         return None
     parts = [known[i] for i in node.inputs]
@@ -77,14 +84,30 @@ def _decoded(node: RawNode, known: Mapping[str, Constant]) -> Constant | None:
         kind = CASTS[int(node.attributes["to"])]
         return Constant(lambda: parts[0].load().astype(kind))
     if node.op == "Gather" and node.attributes.get("axis", 0) == 0 and len(parts) == 2:
-        return Constant(partial(_take, *parts), table=parts[0].load)
+        return Constant(partial(_take, parts[0], parts[1], stored), table=parts[0].load)
     if node.op == "Mul" and len(parts) == 2:
-        return Constant(lambda: parts[0].load() * parts[1].load(), scale=parts[1].load)
+        return Constant(partial(_scaled, parts[0], parts[1], stored), scale=parts[1].load)
     return None
 
 
-def _take(table: Constant, index: Constant) -> Array:
+def _room(shape: tuple[int, ...], stored: int) -> None:
+    """Refuse a constant that is far larger than all from which it could be decoded."""
+    if (count := math.prod(shape)) > MOST_GROWTH * stored + LEAST_GROWTH:
+        raise AnatomyError(
+            f"wanted a constant of at most {MOST_GROWTH} times the {stored} values that are stored, "
+            f"got {count}; do not use it"
+        )
+
+
+def _scaled(codes: Constant, steps: Constant, stored: int) -> Array:
+    factors = codes.load(), steps.load()
+    _room(np.broadcast_shapes(*(f.shape for f in factors)), stored)
+    return np.multiply(*factors)
+
+
+def _take(table: Constant, index: Constant, stored: int) -> Array:
     entries, codes = table.load(), index.load()
+    _room((*codes.shape, *entries.shape[1:]), stored)
     if codes.size and (int(codes.min()) < 0 or int(codes.max()) >= len(entries)):
         raise AnatomyError(f"wanted codes under {len(entries)}, got up to {int(codes.max())}")
     return entries[codes]

@@ -11,25 +11,56 @@ from flashbulb.export.anatomy.listing import AnatomyError, Array
 
 MOST = 50_000_000
 """Most elements of one vector of tables or texts."""
+MOST_READS = 4
+"""How often over a file may be read: sound ones are read about once."""
+OBJECT_BYTES = 32
+"""What a table or a text counts at least, beside its own bytes."""
+
+
+class Reading:
+    """What may still be read of a file: many offsets can lead to one place, and each costs memory."""
+
+    __slots__ = ("left", "most")
+
+    def __init__(self, size: int) -> None:
+        self.left = self.most = MOST_READS * size + (1 << 16)
+
+    def spend(self, size: int) -> None:
+        """Count what is read.
+
+        Raises:
+            AnatomyError: when it is far more than the file holds.
+        """
+        self.left -= size
+        if self.left < 0:
+            raise AnatomyError(
+                f"wanted parts of a program of at most {self.most} bytes together, got more: many share "
+                "one place; do not use it"
+            )
+
+    def end(self) -> None:
+        """Count no more: what is known by now may be read again and again."""
+        self.left = 1 << 62
 
 
 class Table:
     """One table at a position of a buffer; a field is the number of its place in the schema, from 0."""
 
-    __slots__ = ("data", "fields", "position")
+    __slots__ = ("data", "fields", "position", "reading")
 
-    def __init__(self, data: memoryview, position: int) -> None:
-        self.data, self.position = data, position
+    def __init__(self, data: memoryview, position: int, reading: Reading) -> None:
+        self.data, self.position, self.reading = data, position, reading
         vtable = position - _at(data, "<i", position)
         size = _at(data, "<H", vtable)
         count = max(0, (size - 4) // 2)
         _bounds(data, vtable + 4, 2 * count)
+        reading.spend(OBJECT_BYTES + 2 * count)
         self.fields = struct.unpack_from(f"<{count}H", data, vtable + 4)
 
     @classmethod
-    def root(cls, data: memoryview, start: int = 0) -> Table:
-        """Open the root table of a buffer that begins at a position."""
-        return cls(data, start + _at(data, "<I", start))
+    def root(cls, data: memoryview, start: int = 0, reading: Reading | None = None) -> Table:
+        """Open the root table of a buffer that begins at a position; one in another has its reading."""
+        return cls(data, start + _at(data, "<I", start), reading or Reading(len(data)))
 
     def has(self, field: int) -> bool:
         """Tell whether a field is stored."""
@@ -48,11 +79,11 @@ class Table:
 
     def table(self, field: int) -> Table | None:
         """Read a table, None where there is none."""
-        return Table(self.data, self._follow(field)) if self.has(field) else None
+        return Table(self.data, self._follow(field), self.reading) if self.has(field) else None
 
     def text(self, field: int) -> str:
         """Read text; an absent one is empty."""
-        return _text(self.data, self._follow(field)) if self.has(field) else ""
+        return self._text(self._follow(field)) if self.has(field) else ""
 
     def array(self, field: int, dtype: str) -> Array:
         """Read a vector of numbers of numpy's type, without a copy."""
@@ -61,19 +92,26 @@ class Table:
         start = self._follow(field)
         count, kind = _at(self.data, "<I", start), np.dtype(dtype)
         _bounds(self.data, start + 4, count * kind.itemsize)
+        self.reading.spend(count * kind.itemsize)
         return np.frombuffer(self.data, kind, count, start + 4)
 
     def texts(self, field: int) -> list[str]:
         """Read a vector of texts."""
-        return [_text(self.data, p) for p in self._elements(field)]
+        return [self._text(p) for p in self._elements(field)]
 
     def tables(self, field: int) -> list[Table]:
         """Read a vector of tables."""
-        return [Table(self.data, p) for p in self._elements(field)]
+        return [Table(self.data, p, self.reading) for p in self._elements(field)]
 
     def _follow(self, field: int) -> int:
         place = self.position + self.fields[field]
         return place + int(_at(self.data, "<I", place))
+
+    def _text(self, start: int) -> str:
+        count = _at(self.data, "<I", start)
+        _bounds(self.data, start + 4, count)
+        self.reading.spend(OBJECT_BYTES + count)
+        return bytes(self.data[start + 4 : start + 4 + count]).decode(errors="replace")
 
     def _elements(self, field: int) -> Iterator[int]:
         if not self.has(field):
@@ -83,12 +121,6 @@ class Table:
         _bounds(self.data, start + 4, 4 * min(count, MOST + 1))
         for place in range(start + 4, start + 4 + 4 * count, 4):
             yield place + int(_at(self.data, "<I", place))
-
-
-def _text(data: memoryview, start: int) -> str:
-    count = _at(data, "<I", start)
-    _bounds(data, start + 4, count)
-    return bytes(data[start + 4 : start + 4 + count]).decode(errors="replace")
 
 
 def _at(data: memoryview, kind: str, position: int) -> int:

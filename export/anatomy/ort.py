@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from flashbulb.export.anatomy.decoding import RawGraph, RawNode, build
-from flashbulb.export.anatomy.flat import Table
+from flashbulb.export.anatomy.flat import Reading, Table
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Listing
 
 MARK = b"ORTM"
@@ -30,7 +30,10 @@ def read_ort(path: Path) -> Listing:
     Raises:
         AnatomyError: when it is damaged, or something else.
     """
-    return build(raw_ort(path))
+    graph, reading = _opened(path)
+    found = build(graph)
+    reading.end()
+    return found
 
 
 def raw_ort(path: Path) -> RawGraph:
@@ -39,17 +42,22 @@ def raw_ort(path: Path) -> RawGraph:
     Raises:
         AnatomyError: when it is damaged, or something else.
     """
+    return _opened(path)[0]
+
+
+def _opened(path: Path) -> tuple[RawGraph, Reading]:
     data = memoryview(path.read_bytes())
     if len(data) < 8 or bytes(data[4:8]) != MARK:
         raise AnatomyError(f"wanted the mark {MARK!r} in {path.name}, got {bytes(data[4:8])!r}")
-    model = Table.root(data).table(1)
+    reading = Reading(len(data))
+    model = Table.root(data, reading=reading).table(1)
     graph = model.table(7) if model else None
     if model is None or graph is None:
         raise AnatomyError(f"wanted a graph in {path.name}, got none; export it again")
     opsets = {t.text(0) or "ai.onnx": t.integer(1, "q") for t in model.tables(1)}
     raws = {t.text(0): partial(_values, t) for t in graph.tables(0)}
     nodes = [_node(t) for t in graph.tables(2)]
-    return RawGraph(nodes, raws, graph.texts(5), graph.texts(6), opsets)
+    return RawGraph(nodes, raws, graph.texts(5), graph.texts(6), opsets), reading
 
 
 def _values(tensor: Table) -> Array:

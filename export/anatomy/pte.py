@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flashbulb.export.anatomy.flat import Table
+from flashbulb.export.anatomy.flat import Reading, Table
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Constant, Listing, Node, arrange, spell
 from flashbulb.export.anatomy.xnnpack import Graph, read_graph
 
@@ -34,9 +34,11 @@ class Program:
             raise AnatomyError(f"wanted the mark {MARK!r} in {path.name}, got {bytes(self.data[4:8])!r}")
         extended = bytes(self.data[8:12]) == HEADER
         self.base = int.from_bytes(self.data[24:32], "little") if extended else 0
-        self.root = Table.root(self.data)
+        self.reading = Reading(len(self.data))
+        self.root = Table.root(self.data, reading=self.reading)
         self.segments = [(t.integer(0, "Q"), t.integer(1, "Q")) for t in self.root.tables(4)]
         self.named = {t.text(0): t.integer(1, "I") for t in self.root.tables(7)}
+        self.inline = self.root.tables(2)
         found = self.root.table(5)
         self.constants = (found.integer(0, "I"), found.array(1, "<u8")) if found else (0, np.zeros(0, "<u8"))
 
@@ -64,15 +66,15 @@ class Program:
 
     def constant(self, index: int, size: int) -> memoryview:
         """Return the bytes of a constant outside of all delegates."""
-        inline = self.root.tables(2)
-        if not len(self.constants[1]) and index < len(inline):
-            return memoryview(inline[index].array(0, "|u1").data)[:size]
+        if not len(self.constants[1]) and index < len(self.inline):
+            return memoryview(self.inline[index].array(0, "|u1").data)[:size]
         if index >= len(self.constants[1]):
             raise AnatomyError(f"wanted constant {index}, the program has {len(self.constants[1])}")
         start = int(self.constants[1][index])
         data = self.segment(self.constants[0])[start : start + size]
         if len(data) != size:
             raise AnatomyError(f"wanted {size} bytes of constant {index}, got {len(data)}; the file is cut")
+        self.reading.spend(size)
         return data
 
     def processed(self, delegate: Table) -> memoryview:
@@ -157,6 +159,7 @@ class _Reader:
         self.lines["(memory)"] = f"{self.plan.array(8, '<i8').tolist()}"
         used = {i for n in self.nodes for i in n.inputs}
         constants = {n: c for n, c in self.constants.items() if n in used}
+        self.program.reading.end()
         return Listing(nodes=arrange(self.nodes), constants=constants, lines=self.lines)
 
     def _instructions(self) -> Iterator[tuple[int, Table]]:
@@ -201,7 +204,8 @@ class _Reader:
         name = delegate.text(0)
         if name != "XnnpackBackend":
             raise AnatomyError(f"wanted the delegate XnnpackBackend, got {name!r}; it is not read here")
-        graph = read_graph(self.program.processed(delegate), self.program.named_data, f"d{place}.")
+        program = self.program
+        graph = read_graph(program.processed(delegate), program.named_data, f"d{place}.", program.reading)
         self.lines[f"instruction {place}"] = f"delegate {name}({', '.join(args)})"
         self.calls.append(Call(name, args, graph))
         self.lines |= graph.lines

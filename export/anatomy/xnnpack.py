@@ -9,7 +9,7 @@ from functools import partial
 
 import numpy as np
 
-from flashbulb.export.anatomy.flat import Table
+from flashbulb.export.anatomy.flat import Reading, Table
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Constant, Node, spell
 
 HEADER = b"XH00"
@@ -71,13 +71,16 @@ class Graph:
     lines: dict[str, str] = field(default_factory=dict)
 
 
-def read_graph(data: memoryview, named: Callable[[str], memoryview], prefix: str) -> Graph:
+def read_graph(
+    data: memoryview, named: Callable[[str], memoryview], prefix: str, reading: Reading | None = None
+) -> Graph:
     """Read one graph.
 
     Args:
         data: header, flatbuffer and constants.
         named: gives constants that are stored elsewhere in the program, by their key.
         prefix: what the names of its values begin with.
+        reading: what may still be read of the whole program.
 
     Raises:
         AnatomyError: when it is damaged, or uses what is not read here.
@@ -86,13 +89,14 @@ def read_graph(data: memoryview, named: Callable[[str], memoryview], prefix: str
         raise AnatomyError(f"wanted the mark {HEADER!r} of an XNNPACK graph, got {bytes(data[4:8])!r}")
     start, size = (int.from_bytes(data[o : o + 4], "little") for o in (10, 14))
     base = int.from_bytes(data[18:22], "little")
-    root, graph = Table.root(data[start : start + size]), Graph(prefix)
+    root, graph = Table.root(data[start : start + size], reading=reading), Graph(prefix)
     places = [(t.integer(0, "Q"), t.integer(1, "Q"), t.text(2)) for t in root.tables(8)]
 
     def stored(index: int) -> memoryview:
         if index >= len(places):
             raise AnatomyError(f"wanted XNNPACK's constant {index}, there are {len(places)}; it is damaged")
         offset, count, key = places[index]
+        root.reading.spend(min(count, len(data)))
         return named(key)[:count] if offset == NO_OFFSET else data[base + offset : base + offset + count]
 
     for item in root.tables(2):
