@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from flashbulb.distill.lineage import LineageEntry, read_lineage, tool_versions, write_lineage
 from flashbulb.distill.untrusted import UntrustedError, parse_json, read_small, safetensors_header
 from flashbulb.distill.untrusted_folder import check_config, folder_faults, index_faults
+from flashbulb.distill.untrusted_tokenizer import check_tokenizer, tokenizer_faults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -159,7 +160,11 @@ class Checkpoint:
         return module.eval().requires_grad_(False)
 
     def tokenizer(self, name: str = "tokenizer") -> CLIPTokenizerFast:
-        """Load the fast tokenizer, the one whose ``tokenizer.json`` phones read."""
+        """Load the fast tokenizer, the one whose ``tokenizer.json`` phones read.
+
+        Raises:
+            CheckpointError: when it is damaged, or holds a step that CLIP's do not have.
+        """
         return _load_tokenizer(self.path / name)
 
     def pipeline(self, dtype: str = "float32") -> DiffusionPipeline:
@@ -167,6 +172,9 @@ class Checkpoint:
         import torch
         from diffusers import DiffusionPipeline
 
+        for name in ("tokenizer", "tokenizer_2"):
+            if (self.path / name).is_dir():
+                self.tokenizer(name)  # to judge it
         return DiffusionPipeline.from_pretrained(
             self.path, torch_dtype=getattr(torch, dtype), use_safetensors=True, low_cpu_mem_usage=False
         )
@@ -318,7 +326,18 @@ def _validate_weights(folder: Path) -> None:
 def _load_tokenizer(folder: Path) -> CLIPTokenizerFast:
     from transformers import CLIPTokenizerFast
 
-    return CLIPTokenizerFast.from_pretrained(folder)
+    try:
+        check_tokenizer(folder)
+        found = CLIPTokenizerFast.from_pretrained(folder)
+        for fault in tokenizer_faults(json.loads(found.backend_tokenizer.to_str())):
+            raise UntrustedError(f"wanted a CLIP tokenizer, got {fault}")
+    except BaseException as error:  # the library raises plain `Exception`, and Rust's panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(
+            f"{folder} holds no tokenizer that can be used: {error}; do not use it, or fetch it again"
+        ) from error
+    return found
 
 
 def _read_json(file: Path) -> dict[str, Any]:

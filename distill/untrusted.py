@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,14 +80,26 @@ def read_small(path: Path, most: int = MOST_JSON_BYTES) -> bytes:
     The buffer is as large as the file, not as the most that it could be.
 
     Raises:
-        UntrustedError: when it is longer.
+        UntrustedError: when it is longer, or no regular file.
         OSError: when it cannot be read.
     """
+    check_regular(path)
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > most:
             raise UntrustedError(f"wanted at most {most} bytes in {path.name}, got {size}")
         return stream.read(size)
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, a device or a folder, without opening it: to open a pipe can last for ever.
+
+    Raises:
+        UntrustedError: when it is one.
+        OSError: when there is nothing.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UntrustedError(f"wanted a regular file {path.name}, got another kind; remove it")
 
 
 def safetensors_header(path: Path, *, most_bytes: int = MOST_HEADER_BYTES) -> dict[str, StoredTensor]:
@@ -95,6 +108,7 @@ def safetensors_header(path: Path, *, most_bytes: int = MOST_HEADER_BYTES) -> di
     Raises:
         UntrustedError: when names, types, shapes and offsets do not describe exactly the bytes of the file.
     """
+    check_regular(path)
     with path.open("rb") as stream:
         total = path.stat().st_size
         size = int.from_bytes(stream.read(8), "little")

@@ -44,7 +44,7 @@ WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 
 
 def folder_faults(root: Path) -> Iterator[str]:
-    """Yield what no checkpoint needs: code, links that lead out of it, too many files."""
+    """Yield what no checkpoint needs: code, links that lead out of it, pipes and devices, too many files."""
     inside = [root.resolve()]
     if inside[0].parent.name == "snapshots":  # the Hub's cache keeps the bytes beside, in blobs/
         inside.append(inside[0].parent.parent / "blobs")
@@ -57,6 +57,8 @@ def folder_faults(root: Path) -> Iterator[str]:
                 return
             if path.is_symlink() and not any(path.resolve().is_relative_to(top) for top in inside):
                 yield f"wanted files of its own, got the link {path.relative_to(root)} to {path.resolve()}"
+            elif name in files and not path.is_file():
+                yield f"wanted regular files, got another kind in {path.relative_to(root)}"
             if path.suffix.lower() in CODE:
                 yield f"wanted data, got the program {path.relative_to(root)}"
 
