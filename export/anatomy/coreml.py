@@ -23,6 +23,10 @@ ARRAYS = {
 }  # fmt: skip
 """numpy's types for MIL's `DataType`, of those that are stored as whole bytes."""
 STRING = 2
+ELEMENTS = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
+"""numpy's words for the element types of a description's arrays."""
+COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
+FEATURES = {"input": "inputs", "output": "outputs", "state": "states"}
 
 
 def package_lines(path: Path) -> dict[str, str]:
@@ -35,13 +39,85 @@ def package_lines(path: Path) -> dict[str, str]:
         f"@model_path/weights/{p.name}": np.fromfile(p, np.uint8)
         for p in sorted((path / MODEL).parent.glob("weights/*"))
     }
-    lines = {"(version)": str(model.specificationVersion)}
+    lines = {"(version)": str(model.specificationVersion), **dict(_described(model.description))}
     for name, function in sorted(model.mlProgram.functions.items()):
         writer = _Writer(weights)
         lines[f"{name}(inputs)"] = f"{function.opset} {writer.named(function.inputs)}"
         block = function.block_specializations[function.opset]
         lines |= {f"{name}.{k}": v for k, v in writer.block(block)}
     return lines
+
+
+def _described(description: Any) -> Iterator[tuple[str, str]]:
+    """Yield the lines of what Core ML and an app read of a model: its inputs, outputs and states."""
+    yield "(default function)", description.defaultFunctionName
+    for interface in (description, *description.functions):
+        prefix = interface.name if interface is not description else ""
+        for word in FEATURES:
+            for index, feature in enumerate(getattr(interface, word)):
+                yield f"{prefix}({word} {index})", feature_line(**_feature(feature))
+
+
+def _feature(feature: Any) -> dict[str, Any]:
+    kind = feature.type.WhichOneof("Type") or "unknown"
+    found = {"name": feature.name, "kind": kind.removesuffix("Type"), "optional": feature.type.isOptional}
+    if kind == "imageType":
+        return found | _image(feature.type.imageType)
+    if kind in ("multiArrayType", "stateType"):
+        state = kind == "stateType"
+        array = feature.type.stateType.arrayType if state else feature.type.multiArrayType
+        found |= {"kind": "state" if state else "array", **_array(array)}
+        word = array.WhichOneof("defaultOptionalValue") if found["optional"] else None
+        found["default"] = float(getattr(array, word)) if word else 0.0 if found["optional"] else None
+    return found
+
+
+def _array(array: Any) -> dict[str, Any]:
+    return {
+        "dtype": element(array.dataType),
+        "shape": tuple(array.shape),
+        "ranges": tuple(_range(r) for r in array.shapeRange.sizeRanges),
+        "choices": tuple(tuple(s.shape) for s in array.enumeratedShapes.shapes),
+    }
+
+
+def _image(image: Any) -> dict[str, Any]:
+    both, free = image.imageSizeRange, image.HasField("imageSizeRange")
+    return {
+        "shape": (image.height, image.width),
+        "ranges": (_range(both.heightRange), _range(both.widthRange)) if free else (),
+        "choices": tuple((s.height, s.width) for s in image.enumeratedSizes.sizes),
+        "colour": COLOURS.get(image.colorSpace, ""),
+    }
+
+
+def _range(sizes: Any) -> tuple[int, int | None]:
+    return sizes.lowerBound, None if sizes.upperBound < 0 else sizes.upperBound
+
+
+def element(number: int) -> str:
+    """Return numpy's word for the elements of an array, or what is no type."""
+    return ELEMENTS.get(number, f"type {number}")
+
+
+def feature_line(
+    *,
+    name: str,
+    kind: str,
+    optional: bool = False,
+    dtype: str = "",
+    shape: tuple[int, ...] = (),
+    default: float | None = None,
+    ranges: tuple[tuple[int, int | None], ...] = (),
+    choices: tuple[tuple[int, ...], ...] = (),
+    colour: str = "",
+) -> str:
+    """Spell one input, output or state of a description."""
+    words = [f"{name}:", *["optional"] * optional, kind, dtype or colour, str(list(shape))]
+    words += [f"default {default}"] * (default is not None)
+    words += [f"from {low} to {'any' if high is None else high}" for low, high in ranges]
+    words += [f"or {list(choice)}" for choice in choices]
+    return " ".join(word for word in words if word)
 
 
 class _Writer:

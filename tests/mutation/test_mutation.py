@@ -178,6 +178,17 @@ def test_a_program_that_is_the_same_is_known_as_such(
     assert not verdict.survived
 
 
+def test_a_wrong_description_differs_from_its_record_and_does_not_load(
+    judge: Judge, faults: dict[str, Fault]
+) -> None:
+    named = [f for name, f in faults.items() if name.startswith("mlpackage/unet/description/")]
+    assert len(named) == 6
+    for fault in named:
+        verdict = judge.judge(fault)
+        assert {"structure", "load"} <= set(verdict.gates), verdict
+        assert not verdict.equivalent
+
+
 def test_a_fault_that_no_gate_asks_about_survives(
     judge: Judge, faults: dict[str, Fault], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,7 +203,7 @@ def test_every_kind_of_the_issue_is_planted(faults: dict[str, Fault]) -> None:
         "weight-bit", "weight-value", "lut-bit", "scale-bit", "code-bit", "eps", "gelu-mode", "pads", "axis",
         "transpose-flag", "channels-swapped", "qk-swapped", "heads-swapped", "bias-dropped", "condition-cut",
         "merges", "vocabulary", "timestep", "sigma", "latent-scale", "picture-range", "truncated",
-        "reordered", "thresholds", "contract",
+        "reordered", "thresholds", "contract", "description",
     }  # fmt: skip
     assert len(faults) > 200
     assert len({f.name for f in faults.values()}) == len(faults)

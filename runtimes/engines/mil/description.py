@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from flashbulb.export.anatomy.coreml import COLOURS, element
 from flashbulb.runtimes.engines.mil.wire import (
     Field,
     Message,
@@ -16,8 +17,6 @@ from flashbulb.runtimes.engines.mil.wire import (
     whole,
 )
 
-COLOURS = {10: "GRAYSCALE", 20: "RGB", 30: "BGR", 40: "GRAYSCALE_FLOAT16"}
-ARRAYS = {65552: "float16", 65568: "float32", 65600: "float64", 131104: "int32", 131080: "int8"}
 Range = tuple[int, int | None]
 """Least and greatest size; None where there is no greatest."""
 
@@ -30,10 +29,10 @@ class Feature:
     kind: str
     """`array`, `image`, `state`, or what else Core ML has, such as `dictionary` and `string`."""
     optional: bool = False
-    dtype: str = "float32"
-    """numpy's word for the elements of an array."""
+    dtype: str = ""
+    """numpy's word for the elements of an array or a state."""
     shape: tuple[int, ...] = ()
-    """Sizes of an array, where they are fixed; height and width of an image."""
+    """Sizes of an array, the usual ones where they are free; height and width of an image."""
     default: float | None = None
     """Fills an optional input that is not given."""
     ranges: tuple[Range, ...] = ()
@@ -92,7 +91,8 @@ def _feature(reader: Reader, data: Field) -> Feature:
     if 4 in kind:
         return _image(reader, reader.message(kind[4][-1]), name, optional)
     if 8 in kind:
-        return Feature(name, "state", optional)
+        inner = first(reader.message(kind[8][-1]), 1, memoryview(b""))
+        return replace(_array(reader, reader.message(inner), name, optional), kind="state")
     words = {1: "int64", 2: "double", 3: "string", 6: "dictionary", 7: "sequence"}
     return Feature(name, next((words[n] for n in kind if n in words), "unknown"), optional)
 
@@ -109,7 +109,7 @@ def _array(reader: Reader, found: Message, name: str, optional: bool) -> Feature
         name=name,
         kind="array",
         optional=optional,
-        dtype=ARRAYS.get(whole(found, 2), "float32"),
+        dtype=element(whole(found, 2)),
         shape=tuple(numbers(found.get(1, []))),
         default=_default(found) if optional else None,
         ranges=ranges,

@@ -10,6 +10,7 @@ import msgspec
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.engines.base import Array, Engine, EngineError, Session, require
+from flashbulb.runtimes.engines.mil.contract import told
 from flashbulb.runtimes.engines.mil.program import Program
 
 
@@ -54,7 +55,13 @@ class Mil(Engine, frozen=True, tag="mil"):
         return MilSession(self, artifacts, programs)
 
     def _open(self, bundle: Bundle, artifact: Artifact) -> Program:
-        return Program.load(bundle.path(artifact), self.mode, low_memory=self.low_memory)
+        program = Program.load(bundle.path(artifact), self.mode, low_memory=self.low_memory)
+        if other := told(program.interface, artifact.inputs, artifact.outputs):
+            raise EngineError(
+                f"wanted {artifact.path} to say of itself what the manifest does: {'; '.join(other)}; "
+                "export it again"
+            )
+        return program
 
 
 class MilSession(Session):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flashbulb.runtimes.engines.mil.contract import BANDS, spelled
 from flashbulb.runtimes.engines.mil.description import Feature
 from flashbulb.runtimes.engines.mil.dtypes import held_dtype
 from flashbulb.runtimes.engines.mil.errors import ProgramError
@@ -13,8 +14,6 @@ from flashbulb.runtimes.engines.mil.spec import Named
 
 if TYPE_CHECKING:
     import torch
-
-BANDS = {"RGB": 3, "BGR": 3, "GRAYSCALE": 1, "GRAYSCALE_FLOAT16": 1}
 
 
 def read_input(named: Named, feature: Feature | None, value: Any) -> torch.Tensor:
@@ -68,11 +67,7 @@ def _check_shape(named: Named, feature: Feature | None, got: tuple[int, ...]) ->
     if not fits:
         limits = (feature.choices or feature.ranges) if feature is not None else ()
         also = f", sizes {limits}" if limits else ""
-        raise ProgramError(f"wanted {named.name} in shape {_words(wanted)}{also}, got {list(got)}")
-
-
-def _words(shape: tuple[int | None, ...] | None) -> str:
-    return "any" if shape is None else str(["free" if s is None else s for s in shape])
+        raise ProgramError(f"wanted {named.name} in shape {spelled(wanted)}{also}, got {list(got)}")
 
 
 def default_input(named: Named, feature: Feature | None) -> np.ndarray[Any, Any] | None:

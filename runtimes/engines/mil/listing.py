@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,10 +11,19 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flashbulb.compress.encoding import pack
-from flashbulb.export.anatomy.coreml import ARRAYS, STRING, immediate, operation_line, type_word
+from flashbulb.export.anatomy.coreml import (
+    ARRAYS,
+    FEATURES,
+    STRING,
+    feature_line,
+    immediate,
+    operation_line,
+    type_word,
+)
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Constant, Listing, Node, digest
 from flashbulb.runtimes.engines.mil.blob import read_raw
 from flashbulb.runtimes.engines.mil.constants import Weights, decode
+from flashbulb.runtimes.engines.mil.description import Description
 from flashbulb.runtimes.engines.mil.dtypes import DTYPES, DType
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.package import read_package
@@ -51,7 +61,8 @@ def _told(what: str, call: Callable[[], T]) -> T:
 
 def _listing(path: Path) -> Listing:
     package = read_package(path)
-    lines, speller = {"(version)": str(package.version)}, _Speller(package.weights)
+    lines = {"(version)": str(package.version), **dict(_described(package.description))}
+    speller = _Speller(package.weights)
     for name, function in sorted(package.functions.items()):
         lines[f"{name}(inputs)"] = f"{function.opset} {_named(function.inputs)}"
         lines |= {f"{name}.{k}": v for k, v in speller.lines(function.block)}
@@ -144,6 +155,14 @@ class _Decoder:
             return scale
         axis, rank = int(self._array(parts["axis"])), len(kind.shape or ())
         return scale.reshape([-1 if i == axis % rank else 1 for i in range(rank)])
+
+
+def _described(description: Description) -> Iterator[tuple[str, str]]:
+    yield "(default function)", description.default
+    for prefix, interface in (("", description.main), *description.functions.items()):
+        for word, several in FEATURES.items():
+            for index, feature in enumerate(getattr(interface, several)):
+                yield f"{prefix}({word} {index})", feature_line(**asdict(feature))
 
 
 class _Speller:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flashbulb.distill.errors import MissingExtra
 from flashbulb.runtimes.engines.mil.budget import MAX_TURNS, Budget, explained, spending
+from flashbulb.runtimes.engines.mil.contract import agreed
 from flashbulb.runtimes.engines.mil.description import Interface
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.features import default_input, read_input, write_output
@@ -35,8 +36,8 @@ class Program:
 
     def __init__(self, package: Package, function: str, mode: Mode, plan: Plan, budget: Budget) -> None:
         self.package, self.function, self.mode, self._plan = package, function, mode, plan
+        self.interface: Interface = agreed(package.description, package.functions[function], function)
         self.budget = budget
-        self.interface: Interface = package.description.interface(function)
         self._features = {f.name: f for f in self.interface.inputs}
         self._outputs = {f.name: f for f in self.interface.outputs}
 

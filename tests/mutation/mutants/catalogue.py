@@ -21,7 +21,7 @@ from mutants.manifests import manifest_faults
 from mutants.mlpackage_view import MlpackageView
 from mutants.onnx_view import OnnxView
 from mutants.ort_view import OrtView
-from mutants.packages import package_faults
+from mutants.packages import description_faults, package_faults
 from mutants.pte_view import PteView
 from mutants.students import Pairs, embeddings, student_faults
 from mutants.view import View
@@ -79,6 +79,8 @@ def _artifact(planter: Planter, bundle: Bundle, artifact: Artifact, folded: Pair
     if artifact.component == "generator":
         if artifact.format == "onnx":
             wiring_faults(planter, open_, view)
+        if artifact.format == "mlpackage":
+            description_faults(planter, open_)
         return
     if artifact.format in ("onnx", "ort"):
         attribute_faults(planter, open_, view)

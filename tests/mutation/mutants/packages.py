@@ -43,6 +43,55 @@ def package_faults(planter: Planter, open_: Open, view: MlpackageView) -> None:
     _reverse(planter, open_, view, "same-program", "add", "x", "y")
     _offsets(planter, open_, view)
     planter.add("same-program", "names of operations changed", planted(open_, _rename))
+    description_faults(planter, open_)
+
+
+def description_faults(planter: Planter, open_: Open) -> None:
+    """Add the faults of what a package says of itself, which Core ML and apps read; the program is left."""
+    for about, change in DESCRIPTIONS.items():
+
+        def edit(view: Any, change: Edit = change) -> None:
+            change(view.model.description)
+
+        planter.add("description", about, planted(open_, edit))
+
+
+def _output_renamed(description: Any) -> None:
+    description.output[0].name += "_other"
+
+
+def _input_doubled(description: Any) -> None:
+    sizes = description.input[0].type.multiArrayType.shape
+    sizes[-1] *= 2
+
+
+def _input_retyped(description: Any) -> None:
+    array = description.input[0].type.multiArrayType
+    array.dataType = FLOAT32 if array.dataType == INT32 else INT32
+
+
+def _output_halved(description: Any) -> None:
+    description.output[0].type.multiArrayType.dataType = FLOAT16
+
+
+def _emptied(description: Any) -> None:
+    del description.input[:]
+    del description.output[:]
+
+
+def _optional(description: Any) -> None:
+    description.input[0].type.isOptional = True
+
+
+FLOAT16, FLOAT32, INT32 = 65552, 65568, 131104
+DESCRIPTIONS: dict[str, Edit] = {
+    "an output described by another name": _output_renamed,
+    "an input described as twice as wide": _input_doubled,
+    "an input described with another element type": _input_retyped,
+    "an output described as float16": _output_halved,
+    "no input or output described": _emptied,
+    "an input described as optional": _optional,
+}
 
 
 def _times(factor: float) -> Edit:
