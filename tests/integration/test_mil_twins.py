@@ -21,7 +21,8 @@ from torch import nn
 
 from flashbulb.runtimes.engines.mil import Program
 from flashbulb.runtimes.engines.mil.constants import Constant
-from flashbulb.runtimes.engines.mil.plan import OPSETS, _Planner
+from flashbulb.runtimes.engines.mil.opsets import OPSETS
+from flashbulb.runtimes.engines.mil.plan import _Planner
 
 ct = pytest.importorskip("coremltools")
 pytestmark = [

@@ -14,6 +14,7 @@ from flashbulb.runtimes.engines.mil.constants import Constant, Weights, constant
 from flashbulb.runtimes.engines.mil.dtypes import held_dtype
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.ops import OPS
+from flashbulb.runtimes.engines.mil.opsets import OPSETS, check_age
 from flashbulb.runtimes.engines.mil.spec import Block, Function, Named, Operation, Type, Value
 from flashbulb.runtimes.engines.mil.table import At, Op, bounded, convert, half
 
@@ -22,8 +23,8 @@ Source = int | Constant
 Scope = dict[str, Source]
 FAULTS = (RuntimeError, ValueError, IndexError, TypeError, ZeroDivisionError, OverflowError, MemoryError)
 """What operations raise on values that they cannot take."""
-OPSETS = {f"CoreML{n}": n + 10 for n in range(5, 9)}
-"""Opsets by the iOS version that brought them; later ones have not been read yet."""
+CONVERTING = ("reduce_l2_norm", "reduce_log_sum", "reduce_log_sum_exp", "reduce_mean")
+"""Operations that compute whole numbers in floats, and drop the fraction."""
 
 
 @dataclass(slots=True)
@@ -134,10 +135,11 @@ class _Planner:
                 self._const(operation, scope)
             elif operation.op not in OPS:
                 raise ProgramError(f"the operation {operation.op}")
-            elif operation.op.startswith("constexpr_"):
-                self._constexpr(OPS[operation.op], operation, scope)
             else:
-                return self._step(OPS[operation.op], operation, scope)
+                check_age(operation.op, self.opset)
+                if not operation.op.startswith("constexpr_"):
+                    return self._step(OPS[operation.op], operation, scope)
+                self._constexpr(OPS[operation.op], operation, scope)
         except ProgramError as error:
             problem = str(error) if operation.op not in OPS else f"{operation.op}: {error}"
             self.problems[problem] += 1
@@ -167,7 +169,12 @@ class _Planner:
     def _const(self, operation: Operation, scope: Scope) -> None:
         if "val" not in operation.attributes or len(operation.outputs) != 1:
             raise ProgramError("wanted a constant with a value and one output, got another")
-        scope[operation.outputs[0].name] = constant(operation.attributes["val"], self.weights, self.keep)
+        declared, value = operation.outputs[0], operation.attributes["val"]
+        if declared.type != value.type:
+            raise ProgramError(
+                f"wanted a constant of the declared type {_words(declared.type)}, got {_words(value.type)}"
+            )
+        scope[declared.name] = constant(value, self.weights, self.keep)
 
     def _sources(self, op: Op, operation: Operation, scope: Scope) -> dict[str, list[Source]]:
         """Match an operation's inputs with the parameters of its function."""
@@ -259,6 +266,8 @@ def _item(whole: Constant, index: int, named: Named) -> Callable[[], Any]:
         value = whole.get()[index]
         if tuple(value.shape) != named.type.shape:
             raise ProgramError(f"wanted {named.name} of shape {named.type.shape}, got {tuple(value.shape)}")
+        if named.type.dtype is not None:
+            _check_kind(value, held_dtype(named.type.dtype))
         return value
 
     return make
@@ -331,11 +340,29 @@ def _store(step: Step, found: tuple[Any, ...], slots: list[Any]) -> None:
     for value, slot, dtype, kind in zip(found, step.outputs, step.held, step.types, strict=True):
         if dtype is not None:
             if value.dtype is not dtype:
+                if step.op.name not in CONVERTING:
+                    _check_kind(value, dtype)
                 value = value.to(dtype)
             if step.rounded and kind.dtype is not None and kind.dtype.name == "fp16":
                 value = half(value)
             _check_shape(value, kind)
         slots[slot] = value
+
+
+def _check_kind(value: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuse to turn floats, whole numbers and truth values into one another: a cast does that."""
+    if _number(value.dtype) != _number(dtype):
+        raise ProgramError(f"wanted the declared {_number(dtype)}, computed {_number(value.dtype)}")
+
+
+def _number(dtype: torch.dtype) -> str:
+    if dtype is torch.bool:
+        return "truth values"
+    return "floats" if dtype.is_floating_point else "whole numbers"
+
+
+def _words(kind: Type) -> str:
+    return f"{kind.kind} {kind.dtype.name if kind.dtype else ''}{list(kind.shape or ())}"
 
 
 def _check_shape(value: torch.Tensor, kind: Type) -> None:

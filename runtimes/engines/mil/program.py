@@ -13,6 +13,7 @@ from flashbulb.runtimes.engines.mil.contract import agreed
 from flashbulb.runtimes.engines.mil.description import Interface
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.features import default_input, read_input, write_output
+from flashbulb.runtimes.engines.mil.opsets import check_version
 from flashbulb.runtimes.engines.mil.package import Package, read_package
 from flashbulb.runtimes.engines.mil.spec import Named
 
@@ -36,6 +37,7 @@ class Program:
 
     def __init__(self, package: Package, function: str, mode: Mode, plan: Plan, budget: Budget) -> None:
         self.package, self.function, self.mode, self._plan = package, function, mode, plan
+        check_version(package.version, package.functions[function].opset)
         self.interface: Interface = agreed(package.description, package.functions[function], function)
         self.budget = budget
         self._features = {f.name: f for f in self.interface.inputs}

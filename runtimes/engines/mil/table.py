@@ -118,12 +118,20 @@ def _converted(kind: Any, values: Sequence[Any]) -> Any:
         return tuple(v for value in values for v in _flat(value))
     if len(values) != 1:
         raise ProgramError(f"wanted one value, got {len(values)}")
+    if typing.get_origin(kind) is typing.Literal:
+        return _word(typing.get_args(kind), values[0])
     if kind in (int, float, bool):
         return kind(_scalar(values[0]))
     wanted: Any = list if typing.get_origin(kind) is list else kind
     if not isinstance(values[0], wanted):
         raise ProgramError(f"wanted a {wanted.__name__}, got a {type(values[0]).__name__}")
     return values[0]
+
+
+def _word(known: tuple[str, ...], value: Any) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise ProgramError(f"wanted one of {', '.join(known)}, got {value!r}")
+    return value
 
 
 def _flat(value: Any) -> list[Any]:

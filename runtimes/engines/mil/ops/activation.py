@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.table import op, register
+
+Gelu = Literal["EXACT", "TANH_APPROXIMATION", "SIGMOID_APPROXIMATION"]
 
 
 def relu(x: Tensor) -> Tensor:
@@ -57,15 +60,13 @@ def elu(x: Tensor, alpha: float) -> Tensor:
 
 
 @op("gelu")
-def gelu(x: Tensor, mode: str = "EXACT") -> Tensor:
+def gelu(x: Tensor, mode: Gelu = "EXACT") -> Tensor:
     """Return x times the normal distribution at x, exactly or approximated by tanh or sigmoid."""
     if mode == "EXACT":
         return F.gelu(x)
     if mode == "TANH_APPROXIMATION":
         return F.gelu(x, approximate="tanh")
-    if mode == "SIGMOID_APPROXIMATION":
-        return x * torch.sigmoid(1.702 * x)
-    raise ProgramError(f"wanted EXACT, TANH_APPROXIMATION or SIGMOID_APPROXIMATION, got {mode!r}")
+    return x * torch.sigmoid(1.702 * x)
 
 
 @op("leaky_relu")

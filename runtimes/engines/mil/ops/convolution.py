@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,9 +15,11 @@ from flashbulb.runtimes.engines.mil.table import Ints, bounded, op
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
+Pad = Literal["valid", "custom", "same", "same_lower"]
+
 
 def paddings(
-    pad_type: str, pad: Ints, sizes: Sequence[int], kernel: Sequence[int], strides: Ints, dilations: Ints
+    pad_type: Pad, pad: Ints, sizes: Sequence[int], kernel: Sequence[int], strides: Ints, dilations: Ints
 ) -> list[tuple[int, int]]:
     """Return how much to pad before and behind each spatial axis."""
     if pad_type == "valid":
@@ -25,8 +28,6 @@ def paddings(
         if len(pad) != 2 * len(sizes):
             raise ProgramError(f"wanted {2 * len(sizes)} paddings, got {len(pad)}")
         return list(zip(pad[::2], pad[1::2], strict=True))
-    if pad_type not in ("same", "same_lower"):
-        raise ProgramError(f"wanted the padding valid, custom, same or same_lower, got {pad_type!r}")
     found = []
     for size, k, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         total = max(0, (-(-size // stride) - 1) * stride + (k - 1) * dilation + 1 - size)
@@ -51,7 +52,7 @@ def conv(
     weight: Tensor,
     bias: Tensor | None = None,
     strides: Ints | None = None,
-    pad_type: str = "valid",
+    pad_type: Pad = "valid",
     pad: Ints = (),
     dilations: Ints | None = None,
     groups: int = 1,
@@ -77,7 +78,7 @@ def conv_quantized(
     quant_scale: Tensor | None = None,
     quant_bias: Tensor | None = None,
     strides: Ints | None = None,
-    pad_type: str = "valid",
+    pad_type: Pad = "valid",
     pad: Ints = (),
     dilations: Ints | None = None,
     groups: int = 1,
@@ -100,7 +101,7 @@ def conv_transpose(
     bias: Tensor | None = None,
     pad: Ints = (),
     output_shape: Ints | None = None,
-    pad_type: str = "valid",
+    pad_type: Pad = "valid",
     strides: Ints | None = None,
     dilations: Ints | None = None,
     groups: int = 1,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -133,7 +134,12 @@ def fill_like(ref_tensor: Tensor, value: Tensor | None = None) -> Tensor:
 
 
 @op("pad", exact=True)
-def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0) -> Tensor:
+def pad(
+    x: Tensor,
+    pad: Ints,
+    mode: Literal["constant", "reflect", "replicate"] = "constant",
+    constant_val: float = 0.0,
+) -> Tensor:
     """Pad the last axes: with a value, by reflection without the border, or by repeating the border."""
     if len(pad) % 2 or len(pad) > 2 * x.ndim:
         raise ProgramError(f"wanted two paddings per axis of {x.ndim}, got {len(pad)}")
@@ -141,8 +147,6 @@ def pad(x: Tensor, pad: Ints, mode: str = "constant", constant_val: float = 0.0)
     bounded([s + a + b for s, (a, b) in zip(x.shape, pairs, strict=True)])
     if mode == "constant":
         return F.pad(x, [n for pair in reversed(pairs) for n in pair], value=constant_val)
-    if mode not in ("reflect", "replicate"):
-        raise ProgramError(f"wanted the mode constant, reflect or replicate, got {mode!r}")
     for axis, (before, behind) in enumerate(pairs):
         if before or behind:
             x = torch.index_select(x, axis, _borders(x.shape[axis], before, behind, mode))

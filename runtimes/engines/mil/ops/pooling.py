@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from flashbulb.runtimes.engines.mil.ops.convolution import outer, padded, paddings
+from flashbulb.runtimes.engines.mil.ops.convolution import Pad, outer, padded, paddings
 from flashbulb.runtimes.engines.mil.table import Ints, bounded, op
 
 AVERAGE = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -21,7 +21,7 @@ Pads = list[tuple[int, int]]
 def avg_pool(
     x: Tensor,
     kernel_sizes: Ints,
-    pad_type: str,
+    pad_type: Pad,
     strides: Ints | None = None,
     pad: Ints | None = None,
     exclude_padding_from_average: bool = False,
@@ -42,7 +42,7 @@ def avg_pool(
 def l2_pool(
     x: Tensor,
     kernel_sizes: Ints,
-    pad_type: str,
+    pad_type: Pad,
     strides: Ints | None = None,
     pad: Ints | None = None,
     ceil_mode: bool = False,
@@ -56,7 +56,7 @@ def l2_pool(
 def max_pool(
     x: Tensor,
     kernel_sizes: Ints,
-    pad_type: str,
+    pad_type: Pad,
     strides: Ints | None = None,
     pad: Ints | None = None,
     ceil_mode: bool = False,
@@ -69,7 +69,7 @@ def max_pool(
 
 
 def _plan(
-    x: Tensor, kernel: Ints, pad_type: str, strides: Ints | None, pad: Ints | None, ceil_mode: bool
+    x: Tensor, kernel: Ints, pad_type: Pad, strides: Ints | None, pad: Ints | None, ceil_mode: bool
 ) -> tuple[Ints, Pads, list[int]]:
     """Return strides, paddings, and how much further the last windows reach when sizes round up."""
     ones = (1,) * len(kernel)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from flashbulb.runtimes.engines.mil.errors import ProgramError
-from flashbulb.runtimes.engines.mil.ops.resizing import grid
+from flashbulb.runtimes.engines.mil.ops.resizing import Sampling, grid
 from flashbulb.runtimes.engines.mil.table import At, Ints, bounded, op
 
 
@@ -63,15 +65,13 @@ def _pixels(points: Tensor, size: int, mode: str, align: bool) -> Tensor:
 def resample(
     x: Tensor,
     coordinates: Tensor,
-    sampling_mode: str,
-    padding_mode: str,
+    sampling_mode: Literal["bilinear", "nearest"],
+    padding_mode: Literal["constant", "border", "reflection", "symmetric"],
     padding_value: float,
     coordinates_mode: str,
     align_corners: bool,
 ) -> Tensor:
     """Sample pictures (b c h w) at coordinates (b h w 2), which are (x, y)."""
-    if padding_mode not in ("constant", "border", "reflection", "symmetric"):
-        raise ProgramError(f"wanted a known padding, got {padding_mode!r}")
     height, width = x.shape[-2:]
     columns = _pixels(coordinates[..., 0].to(torch.float32), width, coordinates_mode, align_corners)
     rows = _pixels(coordinates[..., 1].to(torch.float32), height, coordinates_mode, align_corners)
@@ -87,8 +87,8 @@ def affine(
     transform_matrix: Tensor,
     output_height: int,
     output_width: int,
-    sampling_mode: str,
-    padding_mode: str,
+    sampling_mode: Literal["bilinear", "nearest"],
+    padding_mode: Literal["constant", "border", "reflection", "symmetric"],
     padding_value: float,
     coordinates_mode: str,
     align_corners: bool,
@@ -120,7 +120,7 @@ def crop_resize(
     normalized_coordinates: bool = False,
     spatial_scale: float = 1.0,
     box_coordinate_mode: str = "CORNERS_HEIGHT_FIRST",
-    sampling_mode: str = "DEFAULT",
+    sampling_mode: Sampling = "DEFAULT",
     pad_value: float = 0.0,
 ) -> Tensor:
     """Cut boxes out of pictures (b c h w) and resize each; up to iOS 16 they are ``roi`` (n 1 4|5 1 1)."""
@@ -162,7 +162,7 @@ def _corners(box: Tensor, mode: str, x: Tensor, normalized: bool) -> list[float]
     return [a * height, b * width, c * height, d * width]
 
 
-def _between(first: float, last: float, count: int, mode: str) -> Tensor:
+def _between(first: float, last: float, count: int, mode: Sampling) -> Tensor:
     """Return the points of a grid over [first, last], as if that were the picture."""
     length = last - first
     if mode == "DEFAULT":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,8 +12,10 @@ from torch.nn import functional as F
 from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.table import Ints, bounded, op
 
+Sampling = Literal["ALIGN_CORNERS", "STRICT_ALIGN_CORNERS", "DEFAULT", "OFFSET_CORNERS", "UNALIGN_CORNERS"]
 
-def grid(mode: str, size: int, wanted: int) -> Tensor:
+
+def grid(mode: Sampling, size: int, wanted: int) -> Tensor:
     """Return where each of ``wanted`` points lies among ``size``, not bounded yet."""
     places = torch.arange(wanted, dtype=torch.float64)
     if mode in ("ALIGN_CORNERS", "STRICT_ALIGN_CORNERS"):
@@ -24,9 +27,7 @@ def grid(mode: str, size: int, wanted: int) -> Tensor:
     if mode == "OFFSET_CORNERS":
         delta = max(1, size - 1) / wanted
         return places * delta + delta / 2
-    if mode == "UNALIGN_CORNERS":
-        return (places + 0.5) * (size / wanted) - 0.5
-    raise ProgramError(f"wanted a known sampling mode, got {mode!r}")
+    return (places + 0.5) * (size / wanted) - 0.5
 
 
 def linear(x: Tensor, axis: int, points: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def nearest(x: Tensor, axis: int, points: Tensor) -> Tensor:
     return torch.index_select(x, axis, points.floor().clamp(0, x.shape[axis] - 1).to(torch.int64))
 
 
-def _resized(x: Tensor, sizes: Ints, mode: str) -> Tensor:
+def _resized(x: Tensor, sizes: Ints, mode: Sampling) -> Tensor:
     """Resize the last axes linearly."""
     bounded([*x.shape[: x.ndim - len(sizes)], *sizes])
     fast = {"UNALIGN_CORNERS": False, "STRICT_ALIGN_CORNERS": True, "ALIGN_CORNERS": True}
@@ -98,13 +99,13 @@ def upsample_bilinear(
     centred = not align_corners if half_pixel_centers is None else half_pixel_centers
     if align_corners and centred:
         raise ProgramError("wanted aligned corners or half-pixel centres, got both")
-    mode = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if centred else "DEFAULT"
+    mode: Sampling = "STRICT_ALIGN_CORNERS" if align_corners else "UNALIGN_CORNERS" if centred else "DEFAULT"
     return _resized(x, _scaled(x, scale_factor_height, scale_factor_width), mode)
 
 
 @op("resize_bilinear")
 def resize_bilinear(
-    x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: str = "DEFAULT"
+    x: Tensor, target_size_height: int = 1, target_size_width: int = 1, sampling_mode: Sampling = "DEFAULT"
 ) -> Tensor:
     """Resize height and width to given sizes, linearly."""
     return _resized(x, (target_size_height, target_size_width), sampling_mode)
@@ -115,16 +116,14 @@ def resize(
     x: Tensor,
     shape: Ints,
     resized_dims: int,
-    interpolation_mode: str = "LINEAR",
-    sampling_mode: str = "DEFAULT",
+    interpolation_mode: Literal["LINEAR", "NEAREST_NEIGHBOR"] = "LINEAR",
+    sampling_mode: Sampling = "DEFAULT",
 ) -> Tensor:
     """Resize the last axes to the last entries of a shape, of which 0 keeps the size."""
     kept = x.shape[x.ndim - resized_dims :]
     sizes = tuple(s or k for s, k in zip(shape[len(shape) - resized_dims :], kept, strict=True))
     if interpolation_mode == "LINEAR":
         return _resized(x.to(torch.float32), sizes, sampling_mode)
-    if interpolation_mode != "NEAREST_NEIGHBOR":
-        raise ProgramError(f"wanted LINEAR or NEAREST_NEIGHBOR, got {interpolation_mode!r}")
     bounded([*x.shape[: x.ndim - resized_dims], *sizes])
     for offset, size in enumerate(sizes):
         axis = x.ndim - len(sizes) + offset

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.ops.slicing import checked
 from flashbulb.runtimes.engines.mil.table import At, op
 
+Combine = Literal["update", "add", "sub", "mul", "div", "max", "min"]
 COMBINE: dict[str, Any] = {
     "add": np.add,
     "sub": np.subtract,
@@ -23,7 +23,7 @@ COMBINE: dict[str, Any] = {
 }
 
 
-def written(data: Tensor, where: Tensor, updates: Tensor, mode: str) -> Tensor:
+def written(data: Tensor, where: Tensor, updates: Tensor, mode: Combine) -> Tensor:
     """Combine updates into the flat data, one after the other: several may go to one place."""
     found = data.contiguous().numpy().copy().reshape(-1)
     index, values = where.reshape(-1).numpy(), updates.contiguous().numpy().reshape(-1)
@@ -31,10 +31,8 @@ def written(data: Tensor, where: Tensor, updates: Tensor, mode: str) -> Tensor:
         found[index] = values
     elif mode == "div" and not data.is_floating_point():
         np.floor_divide.at(found, index, values)
-    elif mode in COMBINE:
-        COMBINE[mode].at(found, index, values)
     else:
-        raise ProgramError(f"wanted a mode of {['update', *COMBINE]}, got {mode!r}")
+        COMBINE[mode].at(found, index, values)
     return torch.from_numpy(found).reshape(data.shape)
 
 
@@ -49,7 +47,7 @@ def scatter(
     updates: Tensor,
     at: At,
     axis: int = 0,
-    mode: str = "add",
+    mode: Combine = "add",
     validate_indices: bool = False,
 ) -> Tensor:
     """Write slices along an axis."""
@@ -66,7 +64,7 @@ def scatter_along_axis(
     updates: Tensor,
     at: At,
     axis: int = 0,
-    mode: str = "add",
+    mode: Combine = "add",
     validate_indices: bool = False,
 ) -> Tensor:
     """Write one element along an axis for each index."""
@@ -80,7 +78,7 @@ def scatter_nd(
     indices: Tensor,
     updates: Tensor,
     at: At,
-    mode: str = "add",
+    mode: Combine = "add",
     validate_indices: bool = False,
 ) -> Tensor:
     """Write slices by indices of several axes, which stand in the last axis of ``indices``."""

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from flashbulb.runtimes.engines.mil.dtypes import BY_NAME, held_dtype
-from flashbulb.runtimes.engines.mil.errors import ProgramError
 from flashbulb.runtimes.engines.mil.table import op, register
 
+Kind = Literal[
+    "bool", "fp16", "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"
+]
 PLAIN: dict[str, Callable[[Tensor], Tensor]] = {
     "abs": torch.abs,
     "acos": torch.acos,
@@ -78,10 +81,8 @@ def threshold(x: Tensor, alpha: float) -> Tensor:
 
 
 @op("cast")
-def cast(x: Tensor, dtype: str) -> Tensor:
+def cast(x: Tensor, dtype: Kind) -> Tensor:
     """Change the element type; whole numbers of floats drop the fraction, and all but 0 is true."""
-    if dtype not in BY_NAME or not BY_NAME[dtype].held:
-        raise ProgramError(f"wanted a type of {sorted(BY_NAME)}, got {dtype!r}")
     if dtype == "uint16":
         return x.to(torch.int32) & 0xFFFF
     if dtype in ("int8", "uint8", "int16") and x.is_floating_point():
