@@ -28,6 +28,8 @@ def places(
     for axis, size in enumerate(x.shape):
         if squeeze_mask and squeeze_mask[axis]:
             start = 0 if begin_mask and begin_mask[axis] else begin[axis]
+            if not -size <= start < size:
+                raise ProgramError(f"wanted one element of {size} on axis {axis}, got number {start}")
             found.append(range(start % size, start % size + 1))
             continue
         first = None if begin_mask and begin_mask[axis] else begin[axis]
