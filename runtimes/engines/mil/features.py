@@ -85,16 +85,27 @@ def _pixels(feature: Feature, value: Any) -> np.ndarray[Any, Any]:
     if isinstance(value, Image.Image):
         modes = {"GRAYSCALE": "L", "GRAYSCALE_FLOAT16": "F"}
         value = np.asarray(value.convert(modes.get(feature.colour, "RGB")))
-    array = np.asarray(value)
-    bands = BANDS.get(feature.colour)
-    if bands is None:
-        raise ProgramError(f"wanted a picture of a known layout for {feature.name}, got {feature.colour!r}")
+    array, bands = np.asarray(value), BANDS[feature.colour]
+    if feature.colour != "GRAYSCALE_FLOAT16":
+        _check_bytes(feature, array)
     if array.ndim == 2 and bands == 1:
         return array[None, None].astype(np.float32)
     if array.ndim != 3 or array.shape[2] != bands:
         raise ProgramError(f"wanted a picture of {bands} channels for {feature.name}, got {array.shape}")
     array = array[..., ::-1] if feature.colour == "BGR" else array
     return array.transpose(2, 0, 1)[None].astype(np.float32)
+
+
+def _check_bytes(feature: Feature, array: np.ndarray[Any, Any]) -> None:
+    """Refuse what no picture of 8 bits can hold."""
+    if array.dtype.kind not in "buif":
+        raise ProgramError(f"wanted a picture for {feature.name}, got elements of {array.dtype}")
+    odd = array[~((array >= 0) & (array <= 255) & (array == np.rint(array)))]
+    if odd.size:
+        raise ProgramError(
+            f"wanted whole numbers from 0 to 255 as pixels of {feature.name}, got {odd[0]}; "
+            "round and bound them first"
+        )
 
 
 def write_output(feature: Feature | None, value: Any, halves: bool) -> Any:

@@ -55,6 +55,14 @@ def test_pictures_keep_their_channels_and_their_scale(
         Program.load(path).predict({"x": pixels[:3]})
     with pytest.raises(ProgramError, match="wanted a picture of 3 channels"):
         Program.load(path).predict({"x": pixels[..., 0]})
+    for odd in (0.5, -700.0, 256.0, np.nan):
+        floats = pixels.astype(np.float32)
+        np.testing.assert_array_equal(np.asarray(Program.load(path).predict({"x": floats})["y"]), wanted)
+        floats[1, 2, 0] = odd
+        with pytest.raises(ProgramError, match=f"wanted whole numbers from 0 to 255 .* got {odd}"):
+            Program.load(path).predict({"x": floats})
+    with pytest.raises(ProgramError, match="wanted a picture for x, got elements of <U1"):
+        Program.load(path).predict({"x": np.full((4, 6, 3), "a")})
 
 
 def test_scale_and_bias_of_a_grey_picture_are_part_of_the_program(
