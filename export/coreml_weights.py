@@ -78,11 +78,8 @@ def _swap(function: Any, op: Any, encoded: EncodedTensor, order: tuple[int, ...]
     kind = old.val.dtype
     with function, mb.scope(*_scopes(op)):
         if encoded.lut is not None:
-            bits = encoded.encoding.bits
             new = mb.constexpr_lut_to_dense(
-                indices=pack(codes, bits),
-                lut=np.asarray(encoded.lut, dtype=kind),
-                shape=np.array(codes.shape, dtype=np.uint32),
+                **_palette(codes, encoded.lut.astype(kind), encoded.encoding.bits, function.opset_version),
                 before_op=op,
                 name=op.name + "_palettized",
             )
@@ -101,6 +98,17 @@ def _swap(function: Any, op: Any, encoded: EncodedTensor, order: tuple[int, ...]
         anchor_op=op, old_var=old, new_var=new, no_check_var_types=True, force_replace=True
     )
     function.remove_ops([op])
+
+
+def _palette(codes: Any, lut: Any, bits: int, opset: Any) -> dict[str, Any]:
+    """Return codes and table as an opset reads them: packed, or since iOS 18 in the weight's shape."""
+    import coremltools as ct
+    from coremltools.converters.mil.mil.types import string_to_nptype
+
+    if opset < ct.target.iOS18:
+        return {"indices": pack(codes, bits), "lut": lut, "shape": np.array(codes.shape, dtype=np.uint32)}
+    whole = lut.reshape(*(1,) * codes.ndim, -1, 1)  # one table of numbers for all blocks
+    return {"indices": codes.astype(string_to_nptype(f"uint{bits}")), "lut": whole}
 
 
 def _scopes(op: Any) -> list[Any]:

@@ -13,21 +13,23 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mutants.small import ENCODINGS, Kind, Recipe, make
+from mutants.small import ENCODINGS, Kind, Recipe, Target, make
 
 PREDICTIONS = ("v_prediction", "epsilon", "sample")
 """What networks predict; a flow has no export."""
+TARGETS: tuple[Target, ...] = ("iOS16", "iOS17", "iOS18")
 OTHERS: tuple[Kind, ...] = ("guided", "sdxl")
 
 
 def recipes(seeds: Iterable[int], every: bool) -> Iterator[Recipe]:
-    """Yield one bundle per encoding and seed, the parametrisation in turns, or all combinations; then others.
+    """Yield one bundle per encoding and seed, systems and parametrisations in turns, or all these; then others.
 
     Guided and SDXL's shapes have one encoding per seed, or all.
     """
     for number, (seed, encoding) in enumerate(itertools.product(seeds, ENCODINGS)):
+        target = TARGETS[number % len(TARGETS)]
         for prediction in PREDICTIONS if every else (PREDICTIONS[(number + number // 5) % 3],):
-            yield Recipe(encoding, prediction, seed)
+            yield Recipe(encoding, prediction, seed, target=target)
     for seed, (turn, kind) in itertools.product(seeds, enumerate(OTHERS)):
         for encoding in ENCODINGS if every else (ENCODINGS[(seed + 2 * turn) % 5],):
             yield Recipe(encoding, "epsilon", seed, kind=kind)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 CONFTEST = Path(__file__).parents[2] / "conftest.py"
+Target = Literal["iOS16", "iOS17", "iOS18"]
 Encoding = Literal["fp32", "fp16", "palette", "int8", "mixed"]
 ENCODINGS: tuple[Encoding, ...] = ("fp32", "fp16", "palette", "int8", "mixed")
 
@@ -26,12 +27,15 @@ class Recipe(NamedTuple):
     generator: bool = True
     kind: Kind = "sd"
     """Shape of the checkpoint; `guided` takes the guidance scale, which is folded in before the export."""
+    target: Target = "iOS16"
+    """Oldest system for Core ML: each has its own form of tables and codes."""
 
     @property
     def name(self) -> str:
         """A folder's name."""
         kind = "" if self.kind == "sd" else f"-{self.kind}"
-        return f"{self.encoding}-{self.prediction.partition('_')[0]}-{self.seed}{kind}"
+        target = "" if self.target == "iOS16" else f"-{self.target}"
+        return f"{self.encoding}-{self.prediction.partition('_')[0]}-{self.seed}{kind}{target}"
 
 
 def builders() -> Any:
@@ -150,7 +154,7 @@ def export(checkpoint: Path, out: Path, recipe: Recipe, **options: Any) -> Path:
     precision: Any = "float32" if recipe.encoding == "fp32" else "float16"
     backends = (
         Ort(generator=recipe.generator, allow_dequantized=True),
-        Coreml(generator=recipe.generator, precision=precision),
+        Coreml(generator=recipe.generator, precision=precision, target=recipe.target),
         Executorch(generator=recipe.generator, allow_dequantized=True),
     )
     return run(ExportConfig(checkpoint=str(checkpoint), out=str(out), backends=backends, **options))
