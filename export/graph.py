@@ -283,8 +283,10 @@ def specs(checkpoint: Checkpoint) -> dict[str, tuple[tuple[TensorSpec, ...], tup
 
 
 def module(checkpoint: Checkpoint, component: str, step: OneStep, rewrite: Rewrite) -> nn.Module:
-    """Load and rewrite one component."""
+    """Load and rewrite one component, or the fused generator."""
     with torch.no_grad():
+        if component == "generator":
+            return fused({n: module(checkpoint, n, step, rewrite) for n in checkpoint.components()}, step)
         if component.startswith("text_encoder"):
             model = apply(checkpoint.load(component), rewrite)
             second = component == "text_encoder_2"
@@ -295,6 +297,11 @@ def module(checkpoint: Checkpoint, component: str, step: OneStep, rewrite: Rewri
         return VaeDecoder(apply(checkpoint.load("vae"), rewrite))
 
 
+def fused(parts: dict[str, nn.Module], step: OneStep) -> Generator:
+    """Join components that share their weights with the joined one."""
+    return (SdxlGenerator if "text_encoder_2" in parts else SdGenerator)(parts, step)
+
+
 def build(
     checkpoint: Checkpoint, step: OneStep, rewrite: Rewrite, *, generator: bool = True
 ) -> tuple[Graph, ...]:
@@ -302,7 +309,7 @@ def build(
     parts = {n: module(checkpoint, n, step, rewrite).eval() for n in checkpoint.components()}
     modules: dict[str, nn.Module] = dict(parts)
     if generator:
-        modules["generator"] = (SdxlGenerator if checkpoint.is_sdxl else SdGenerator)(parts, step).eval()
+        modules["generator"] = fused(parts, step).eval()
     table = specs(checkpoint)
     return tuple(
         Graph(

@@ -92,8 +92,8 @@ def has_optimum(bundle: Bundle, backends: Collection[str] = ()) -> bool:
 
 
 def twinned(artifacts: Iterable[Artifact]) -> list[Artifact]:
-    """Return the Core ML components; the fused program, made of the same parts, has no twin of its own."""
-    return [a for a in artifacts if a.format == "mlpackage" and a.component != "generator"]
+    """Return the Core ML programs, the fused one too: it is the file that apps ship."""
+    return [a for a in artifacts if a.format == "mlpackage"]
 
 
 def engine_questions(bundle: Bundle, engine: Engine) -> list[Question]:

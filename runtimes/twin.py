@@ -15,15 +15,13 @@ from flashbulb.export.anatomy.listing import Array, Listing
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes.bisect.reference import Reference, snr_db
-from flashbulb.runtimes.bisect.stage import golden_inputs, reference_of
+from flashbulb.runtimes.bisect.stage import floor_db, golden_inputs, reference_of
 from flashbulb.runtimes.engines.mil.program import Program
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.records import SanityRecord
 from flashbulb.runtimes.sources import Sources
 from flashbulb.runtimes.weights import nearly
 
-TWIN_DB = 100.0
-"""Least signal-to-noise ratio of a twin against PyTorch; measured were 105 to 147 dB."""
 EPSILON, HALF_EPSILON = 1e-12, 2.0**-24
 """What coremltools adds under a reciprocal root, and the smallest float16, which packages have for it."""
 
@@ -82,8 +80,9 @@ def twin_gate(
     told = reference_of(bundle, checkpoint, artifact, keep=False)
     program, case = twin(bundle, artifact, listing, sources, told), bundle.golden()[0]
     found = program.predict(golden_inputs(bundle, artifact))
+    floor = floor_db(bundle, artifact.component)
     least = min(snr_db(case[s.name].ravel(), found[s.name].ravel()) for s in artifact.outputs)
     shown = "equals PyTorch" if least == np.inf else f"agrees with PyTorch at {least:.1f} dB"
-    words = f"the float32 twin of {artifact.component}.{artifact.format} {shown}, wanted {TWIN_DB:.1f} dB"
+    words = f"the float32 twin of {artifact.component}.{artifact.format} {shown}, wanted {floor:.1f} dB"
     gate = f"twin.{artifact.component}"
-    return sanity(gate, "mil", least >= TWIN_DB, words, value=least, threshold=TWIN_DB, unit="dB")
+    return sanity(gate, "mil", least >= floor, words, value=least, threshold=floor, unit="dB")

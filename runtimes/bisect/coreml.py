@@ -1,4 +1,4 @@
-"""Every intermediate value of a Core ML program, by the interpreter; weights may be made exact first."""
+"""Every intermediate value of a Core ML program, by the interpreter: of the package, or of its exact twin."""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ import numpy as np
 from flashbulb.export.anatomy.listing import AnatomyError, Array, Node
 from flashbulb.runtimes.bisect.reference import Reference
 
+LIKE_DB = 30.0
+"""What is as like an activation as this is meant to be it; steps inside a fused operation are like none."""
 Values = Iterable[tuple[str, Array]]
 """Name of a value with what a runtime computed for it, in the order of the program."""
 
@@ -40,6 +42,8 @@ class Walk:
     """Operations whose results were seen."""
     agreed: int
     """Those that are like an activation of PyTorch."""
+    poorer: Finding | None = None
+    """Where the outputs agree: the first operation that is like its activation, but not as like as wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,7 @@ def walk(
         raise AnatomyError(f"wanted the values of every output, got none of {sorted(missing)}")
     agreed = sum(s.good for s in seen.values())
     if all(seen[name].good for name in wanted):
-        return Walk(None, len(seen), agreed)
+        return Walk(None, len(seen), agreed, _poorer(nodes, seen, reference))
     bad = _departed(nodes, seen, wanted)
     finding = _finding(bad, nodes, seen, reference) if bad else None
     return Walk(finding, len(seen), agreed)
@@ -108,6 +112,15 @@ def _departed(nodes: tuple[Node, ...], seen: Mapping[str, _Seen], outputs: set[s
         if any(o in seen for o in node.outputs):
             found.append(node)
     return found[::-1]
+
+
+def _poorer(nodes: tuple[Node, ...], seen: Mapping[str, _Seen], told: Reference) -> Finding | None:
+    """Find the first operation that has a counterpart, from which it differs more than it may."""
+    for node in nodes:
+        for own in (seen[o] for o in node.outputs if o in seen and not seen[o].good):
+            if not own.finite or (own.values is not None and told.like(own.values, LIKE_DB) >= 0):
+                return _finding([node], nodes, seen, told)
+    return None
 
 
 def _finding(bad: list[Node], nodes: tuple[Node, ...], seen: Mapping[str, _Seen], told: Reference) -> Finding:

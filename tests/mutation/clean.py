@@ -22,7 +22,7 @@ OTHERS: tuple[Kind, ...] = ("guided", "sdxl")
 
 
 def recipes(seeds: Iterable[int], every: bool) -> Iterator[Recipe]:
-    """Yield one bundle per encoding and seed, systems and parametrisations in turns, or all these; then others.
+    """Yield one bundle per encoding and seed, systems and parametrisations in turns or all; then others.
 
     Guided and SDXL's shapes have one encoding per seed, or all.
     """

@@ -170,6 +170,21 @@ def test_the_first_departed_operation_is_named() -> None:
     assert "layer3" in chain(4).finding.before
 
 
+def test_an_operation_that_is_poorer_inside_is_named_though_the_outputs_agree() -> None:
+    values = [np.arange(8, dtype=np.float32) + i for i in range(4)]
+    told = Reference([Activation(f"layer{i}", "aten.add", v) for i, v in enumerate(values)])
+    nodes = tuple(Node("add", (f"v{i}",), (f"v{i + 1}",), "") for i in range(3))
+    got = {"v1": values[1], "v2": values[2] * np.float32(1.01), "v3": values[3]}
+    found = walk(nodes, got.items(), ["v3"], told, 60.0)
+    assert (found.finding, found.compared, found.agreed) == (None, 3, 2)
+    assert found.poorer is not None
+    assert found.poorer.node.outputs == ("v2",)
+    assert found.poorer.snr_db == pytest.approx(40.0, abs=0.1)
+    assert "layer2" in found.poorer.expected
+    got["v2"] = values[2][::-1]  # like no activation: a step inside a fused operation
+    assert walk(nodes, got.items(), ["v3"], told, 60.0).poorer is None
+
+
 def test_an_output_of_one_value_departs() -> None:
     """A black picture is like no picture, however many tensors of zeros there are."""
     told = Reference(
