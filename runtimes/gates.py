@@ -199,6 +199,7 @@ def _loaded_gates(judge_: Judge, golden: tuple[Golden, ...]) -> Records:
     pipeline = Pipeline(judge_.bundle, judge_.session)
     for component in held:
         yield from component_gates(judge_, component, golden)
+        yield from finite_gate(judge_.session, component)
     chained = {"text_encoder", "unet", "vae_decoder"} <= set(held)
     if chained:
         yield from chain_gates(judge_, pipeline, golden)
@@ -216,6 +217,27 @@ def component_gates(judge_: Judge, component: str, golden: tuple[Golden, ...]) -
         given = {"sample": pipeline.sample(case["noise"]), **case}
         for tensor, got in judge_.session.run(component, given).items():
             yield from judge_.compare(component, tensor, index, case[tensor], got)
+
+
+def finite_gate(session: Session, component: str) -> Records:
+    """Nothing may overflow inside a component, even where its outputs are finite again."""
+    if (found := session.not_finite(component)) is None:
+        return
+    count, first = found
+    words = f"{session.engine} {component}: all values on the way are finite"
+    if count:
+        words = (
+            f"{session.engine} {component}: {count} values on the way are NaN or infinite, first in {first}"
+        )
+    yield sanity(
+        f"finite.{component}",
+        session.engine,
+        not count,
+        words,
+        value=float(count),
+        threshold=0.0,
+        unit="values",
+    )
 
 
 def chain_gates(judge_: Judge, pipeline: Pipeline, golden: tuple[Golden, ...]) -> Records:

@@ -101,6 +101,7 @@ def engine_questions(bundle: Bundle, engine: Engine) -> list[Question]:
     held, name = engine.holds(bundle), engine.label
     chained, fused = set(CHAIN) <= set(held), "generator" in held
     found = [("", "load"), ("", "contract"), *((component, "parity") for component in held)]
+    found += [(component, "finite") for component in held] if engine.watches else []
     found += [("x0", "parity"), ("image", "parity")] if chained else []
     paths = [*(["pipeline"] if chained else []), *(["generator"] if fused else [])]
     found += [(path, gate) for path in paths for gate in SANITY_OF_PICTURES]

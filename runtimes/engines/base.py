@@ -69,6 +69,14 @@ class Session(ABC):
         """Return the share of a component's cost by device, where the runtime chooses and says so."""
         return {}
 
+    def not_finite(self, component: str) -> tuple[int, str] | None:
+        """Return how many values inside a component were NaN or infinite in all runs so far.
+
+        Returns:
+            that, with the name of the first operation that made one; None where nobody looks inside.
+        """
+        return None
+
     @abstractmethod
     def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
         """Run one component on arrays in the order of its specs; return its outputs in theirs."""
@@ -118,6 +126,11 @@ class Engine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def label(self) -> str:
         """The word for it in records; it tells apart two ways to use one engine."""
         return self.name
+
+    @property
+    def watches(self) -> bool:
+        """Whether its sessions look at every value inside a component."""
+        return False
 
     def absent_module(self) -> str | None:
         """Name the first module that it needs and that is not installed."""

@@ -36,6 +36,11 @@ class Mil(Engine, frozen=True, tag="mil"):
         """Tell the two modes apart."""
         return self.name if self.mode == "fp32" else f"{self.name}-{self.mode}"
 
+    @property
+    def watches(self) -> bool:
+        """Float16 overflows at 65504, float32 does not."""
+        return self.mode == "fp16"
+
     def variants(self, bundle: Bundle) -> tuple[Engine, ...]:
         """Return one engine that rounds nothing, and for fp16 programs one that rounds as declared."""
         halves = any(
@@ -64,6 +69,22 @@ class Mil(Engine, frozen=True, tag="mil"):
         return program
 
 
+class NotFinite:
+    """Counts what overflows on the way: a later operation can make finite numbers of it again."""
+
+    def __init__(self) -> None:
+        self.count, self.first = 0, ""
+
+    def __call__(self, op: str, name: str, value: Any) -> None:
+        """Look at one tensor."""
+        if not value.is_floating_point():
+            return
+        finite = value.isfinite()
+        if not finite.all():
+            self.first = self.first or f"{name!r} ({op})"
+            self.count += int((~finite).sum())
+
+
 class MilSession(Session):
     """One compiled program per component."""
 
@@ -72,15 +93,22 @@ class MilSession(Session):
     ) -> None:
         super().__init__(engine, artifacts)
         self.programs = dict(programs)
+        self._watched = {n: NotFinite() for n, p in self.programs.items() if p.mode == "fp16"}
 
     def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
         """Run one program."""
         artifact = self.artifacts[component]
         found = self.programs[component].predict(
-            {spec.name: array for spec, array in zip(artifact.inputs, arrays, strict=True)}
+            {spec.name: array for spec, array in zip(artifact.inputs, arrays, strict=True)},
+            watch=self._watched.get(component),
         )
         if absent := [s.name for s in artifact.outputs if s.name not in found]:
             raise EngineError(
                 f"wanted the outputs {absent} of {component}, the program gave {sorted(found)}; export again"
             )
         return [found[s.name] for s in artifact.outputs]
+
+    def not_finite(self, component: str) -> tuple[int, str] | None:
+        """Return what overflowed in simulated float16, where float32 does not."""
+        watched = self._watched.get(component)
+        return None if watched is None else (watched.count, watched.first)

@@ -141,3 +141,7 @@ class Joined(Session):
     def call(self, component: str, arrays: Sequence[Array]) -> Sequence[Array]:
         """Run one component, or remember."""
         return self.memory.run(*self.parts[component], component, arrays)
+
+    def not_finite(self, component: str) -> tuple[int, str] | None:
+        """Return what the inner session saw."""
+        return self.parts[component][1].not_finite(component)

@@ -78,6 +78,7 @@ def test_sound_programs_are_green_in_every_test_and_none_is_missing(programs: Pa
     programs_ = names("onnx", "ort", "pte", "mlpackage")
     wanted |= {f"bundle.{program}.{gate}" for program in programs_ for gate in ("structure", "weights")}
     wanted |= {f"mil.{component}.twin" for component in COMPONENTS}
+    wanted |= {f"mil-fp16.{component}.finite" for component in COMPONENTS}
     wanted |= {f"{engine}.{gate}" for engine in ENGINES for gate in OF_ENGINE}
     if sys.platform != "darwin":
         assert by(found, "skipped") == {"coreml.load"}
