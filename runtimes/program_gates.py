@@ -14,6 +14,7 @@ from flashbulb.export.anatomy.listing import Listing
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.bundle import Bundle
 from flashbulb.export.structure import Structure, contract, differences, read_structure
+from flashbulb.runtimes.codes import code_gate
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.listing_gates import (
     DECODE_ERRORS,
@@ -46,6 +47,7 @@ def program_gates(
     wanted = None
     if found:
         yield from checkpoint_gates(bundle, found)
+        yield code_gate(found)
         wanted = sources(found, bundle.manifest.sampling.one_step, found.components())
     chosen = [a for a in bundle.manifest.artifacts if not backends or a.backend in backends]
     for artifact in chosen:
@@ -102,6 +104,7 @@ def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | N
 def _of_source(bundle: Bundle) -> dict[str, tuple[str, str]]:
     """Name each gate that holds the manifest to the checkpoint, with its engine and its subject."""
     missed = {"weights": "no weight", "schedule": "no constant of the one step", "lineage": "no lineage"}
+    missed["codes"] = "no code of a compressed weight"
     missed |= {f"tokenizer.{t.folder}": f"no word of {t.folder}" for t in bundle.manifest.tokenizers}
     return {gate: ("bundle", what) for gate, what in missed.items()}
 

@@ -83,7 +83,7 @@ def _rules(bundle: Bundle) -> list[tuple[str, str, str]]:
 def _of_checkpoint(bundle: Bundle) -> list[tuple[str, str, str]]:
     """What follows from the checkpoint."""
     tokenizers = [(info.folder, "tokenizer") for info in bundle.manifest.tokenizers]
-    return [("bundle", *rest) for rest in (("", "schedule"), *tokenizers, ("", "lineage"))]
+    return [("bundle", *rest) for rest in (("", "schedule"), *tokenizers, ("", "lineage"), ("", "codes"))]
 
 
 def has_optimum(bundle: Bundle, backends: Collection[str] = ()) -> bool:

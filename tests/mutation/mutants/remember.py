@@ -29,6 +29,7 @@ def remember(gates: Any, memory: Memory) -> None:
 
     open_source, sources, open_listing = gates.open_source, gates.sources, gates.open_listing
     weight_gate, twin, optimum_gates = gates.weight_gate, gates._twin, gates.optimum_gates
+    code_gate = gates.code_gate
 
     def opened(bundle: Bundle, checkpoint: str | None) -> Any:
         key = ("checkpoint", msgspec.json.encode((bundle.manifest.source, checkpoint)))
@@ -57,6 +58,10 @@ def remember(gates: Any, memory: Memory) -> None:
         key = ("twin", id(wanted), golden, msgspec.json.encode(manifest.sampling), _contents(artifact))
         return once(memory.clean, key, lambda: tuple(twin(bundle, artifact, listing, wanted, checkpoint)))
 
+    def coded(checkpoint: Any) -> Any:
+        return once(True, ("codes", str(checkpoint.path)), lambda: code_gate(checkpoint))
+
+    gates.code_gate = coded
     gates.open_source, gates.sources, gates.open_listing = opened, wanted, listed
     gates.weight_gate, gates._twin, gates.optimum_gates = weighed, twinned, for_optimum
 

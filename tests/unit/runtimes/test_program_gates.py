@@ -20,7 +20,7 @@ pytest.importorskip("coremltools")
 pytestmark = pytest.mark.slow
 Failed = Callable[[Path], dict[str, str]]
 WEIGHT = "down_blocks.0.resnets.0.conv2.weight"
-OF_CHECKPOINT = ["weights", "schedule", "lineage", "tokenizer.tokenizer", "optimum", "twin"]
+OF_CHECKPOINT = ["weights", "schedule", "lineage", "codes", "tokenizer.tokenizer", "optimum", "twin"]
 """Gates that nothing can be held to where the checkpoint is not at hand."""
 
 

@@ -28,7 +28,7 @@ OF_FILES = (
     *("manifest", "files", "golden", "tokens", "noise", "constants", "thresholds", "rule", "variance.floors"),
     *("pictures", "source", "tokenizer.vocabulary", "optimum", "floors", "other"),
 )
-OF_CHECKPOINT = ("schedule", "tokenizer.tokenizer", "lineage")
+OF_CHECKPOINT = ("schedule", "tokenizer.tokenizer", "lineage", "codes")
 OF_ENGINE = (
     *("load", "contract", *(f"{what}.parity" for what in (*COMPONENTS, "x0", "image"))),
     *(f"pipeline.{gate}" for gate in ("range", "channels", "variance", "prompt_sensitivity")),

@@ -134,9 +134,8 @@ def test_what_was_not_judged_is_skipped_with_the_reason(run: Run, pytester: pyte
     unread = {f"flashbulb.bundle.{c}.ort.structure" for c in components}
     assert failed == {rule, "flashbulb.ort.load", *unread}  # no engine opens what cannot be taken apart
     unjudged = {f"flashbulb.bundle.{c}.ort.weights" for c in components}
-    unjudged |= {
-        f"flashbulb.bundle.{gate}" for gate in ("source", "schedule", "lineage", "tokenizer.tokenizer")
-    }
+    of_checkpoint = ("source", "schedule", "lineage", "codes", "tokenizer.tokenizer")
+    unjudged |= {f"flashbulb.bundle.{gate}" for gate in of_checkpoint}
     unjudged |= {name for name in found if name.startswith("flashbulb.ort.")} - {"flashbulb.ort.load"}
     unjudged |= {"flashbulb.bundle.floors"}
     skipped = {name for name, what in found.items() if what == "skip"}
