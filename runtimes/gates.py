@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 import msgspec
 import numpy as np
 
-from flashbulb.export.bundle import Bundle, BundleError, verify
+from flashbulb.export.bundle import Bundle, BundleError, GoldenCase, verify
 from flashbulb.export.noise import gaussian
 from flashbulb.runtimes.engines.base import Array, Engine, EngineError, Session
 from flashbulb.runtimes.parity import Subject, Threshold, judge, measure
@@ -63,9 +63,11 @@ def file_gate(bundle: Bundle) -> SanityRecord:
         for info in bundle.manifest.tokenizers:
             Tokenizer(info, bundle.root)
     except BundleError as error:
-        return sanity("files", "bundle", False, f"the files are not those that were exported: {error}")
+        words = f"the files are not those that were exported: {error}"
+        return sanity("files", "bundle", False, words, value=1.0, threshold=0.0, unit="files")
     count = len({f.path for a in bundle.manifest.artifacts for f in a.files}) + len(bundle.manifest.files)
-    return sanity("files", "bundle", True, f"all {count} files have the recorded SHA-256", value=float(count))
+    words = f"all {count} files have the recorded SHA-256"
+    return sanity("files", "bundle", True, words, value=0.0, threshold=0.0, unit="files")
 
 
 def golden_gate(bundle: Bundle, golden: tuple[Golden, ...]) -> SanityRecord:
@@ -79,24 +81,28 @@ def golden_gate(bundle: Bundle, golden: tuple[Golden, ...]) -> SanityRecord:
 def token_gate(bundle: Bundle) -> SanityRecord:
     """The bundle's tokenizer must give the recorded ids."""
     tokenizers = [Tokenizer(info, bundle.root) for info in bundle.manifest.tokenizers]
-    for index, case in enumerate(bundle.manifest.golden.cases):
-        for tokenizer in tokenizers:
-            wanted = list(case.token_ids.get(tokenizer.info.input, ()))
-            try:
-                got = tokenizer(case.prompt)[0].tolist()
-            except BundleError as error:
-                return sanity("tokens", "bundle", False, str(error))
-            if got != wanted:
-                where = next(
-                    (i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(got)
-                )
-                words = (
-                    f"the tokenizer gives other ids than recorded for case {index} ({case.prompt[:40]!r}), "
-                    f"first at position {where}"
-                )
-                return sanity("tokens", "bundle", False, words)
-    count = len(bundle.manifest.golden.cases)
-    return sanity("tokens", "bundle", True, f"the tokenizer gives the recorded ids for all {count} prompts")
+    cases = bundle.manifest.golden.cases
+    told = [(index, _token_fault(t, case, index)) for index, case in enumerate(cases) for t in tokenizers]
+    faults = [(index, fault) for index, fault in told if fault]
+    words = faults[0][1] if faults else f"the tokenizer gives the recorded ids for all {len(cases)} prompts"
+    wrong = len({index for index, _ in faults})
+    return sanity("tokens", "bundle", not wrong, words, value=float(wrong), threshold=0.0, unit="prompts")
+
+
+def _token_fault(tokenizer: Tokenizer, case: GoldenCase, index: int) -> str:
+    """Say where the ids of a prompt are not the recorded ones; empty where they are."""
+    wanted = list(case.token_ids.get(tokenizer.info.input, ()))
+    try:
+        got = tokenizer(case.prompt)[0].tolist()
+    except BundleError as error:
+        return str(error)
+    if got == wanted:
+        return ""
+    where = next((i for i, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), len(got))
+    return (
+        f"the tokenizer gives other ids than recorded for case {index} ({case.prompt[:40]!r}), "
+        f"first at position {where}"
+    )
 
 
 def noise_gate(bundle: Bundle, golden: tuple[Golden, ...]) -> SanityRecord:
@@ -130,7 +136,7 @@ def threshold_gate(bundle: Bundle) -> SanityRecord:
     wanted = {(a.backend, a.precision, a.component) for a in bundle.manifest.artifacts}
     absent = sorted(" ".join(key) for key in wanted - known)
     words = f"no threshold for {absent}; export it again" if absent else "every artifact has a threshold"
-    return sanity("thresholds", "bundle", not absent, words)
+    return sanity("thresholds", "bundle", not absent, words, value=float(len(absent)), threshold=0.0)
 
 
 def engine_gates(bundle: Bundle, engine: Engine, threads: int, cases: int | None = None) -> Records:
@@ -145,13 +151,14 @@ def engine_gates(bundle: Bundle, engine: Engine, threads: int, cases: int | None
     try:
         session = engine.load(bundle, threads=threads)
     except EngineError as error:
-        yield sanity("load", engine.label, False, f"{engine.label}: {error}")
+        yield sanity("load", engine.label, False, f"{engine.label}: {error}", value=1.0, threshold=0.0)
         return
-    yield sanity("load", engine.label, True, f"{engine.label} loads {', '.join(session.components)}")
+    words = f"{engine.label} loads {', '.join(session.components)}"
+    yield sanity("load", engine.label, True, words, value=0.0, threshold=0.0)
     try:
         yield from _loaded_gates(Judge(bundle=bundle, session=session), bundle.golden()[:cases])
     except EngineError as error:
-        yield sanity("contract", engine.label, False, f"{engine.label}: {error}")
+        yield sanity("contract", engine.label, False, f"{engine.label}: {error}", value=1.0, threshold=0.0)
 
 
 class Judge(msgspec.Struct, frozen=True, kw_only=True):

@@ -77,22 +77,24 @@ def source_gate(bundle: Bundle) -> SanityRecord:
         try:
             recorded = read_structure(bundle.root, artifact)
         except AnatomyError as error:
-            return sanity("source", "bundle", False, f"the records of {label(artifact)} are damaged: {error}")
+            words = f"the records of {label(artifact)} are damaged: {error}"
+            return sanity("source", "bundle", False, words, value=1.0, threshold=0.0, unit="programs")
         if recorded and recorded.source:
             told[label(artifact)] = recorded.source
         else:
             silent.append(label(artifact))
-    if other := next((name for name, source in told.items() if source != wanted), None):
+    if others := [name for name, source in told.items() if source != wanted]:
         words = (
-            f"the manifest names the checkpoint {wanted[:12]}, {other} was exported from "
-            f"{told[other][:12]}; export it again"
+            f"the manifest names the checkpoint {wanted[:12]}, {others[0]} was exported from "
+            f"{told[others[0]][:12]}; export it again"
         )
-        return sanity("source", "bundle", False, words)
+        count = float(len(others))
+        return sanity("source", "bundle", False, words, value=count, threshold=0.0, unit="programs")
     if silent:
         words = f"nothing in the bundle says from which checkpoint {', '.join(silent)} came; export it again"
         return SanityRecord(gate="source", engine="bundle", verdict="skip", sentence=words)
     words = f"all {len(told)} programs were exported from the checkpoint {wanted[:12]} of the manifest"
-    return sanity("source", "bundle", True, words, value=float(len(told)))
+    return sanity("source", "bundle", True, words, value=0.0, threshold=0.0, unit="programs")
 
 
 def structure_gate(artifact: Artifact, listing: Listing, recorded: Structure | None) -> SanityRecord:

@@ -5,6 +5,7 @@ A manifest can be changed together with its hashes; these conditions cannot be m
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -108,18 +109,19 @@ def vocabulary_gate(folder: Path) -> SanityRecord:
         vocabulary = decode(read_small(folder / "vocab.json"), dict[str, int])
         merges = read_small(folder / "merges.txt").decode().splitlines()
     except (BundleError, ValueError, KeyError, OSError) as error:
-        return sanity(gate, "bundle", False, f"{folder.name} cannot be read: {error}")
+        words = f"{folder.name} cannot be read: {error}"
+        return sanity(gate, "bundle", False, words, value=1.0, threshold=0.0, unit="files")
     found = [line for line in merges if line and not line.startswith("#version")]
-    fault = None
-    if any(vocabulary.get(k) != v for k, v in model["vocab"].items()):
-        word = next(k for k, v in model["vocab"].items() if vocabulary.get(k) != v)
+    other = [k for k, v in model["vocab"].items() if vocabulary.get(k) != v]
+    wanted, fault = [_merge(m) for m in model["merges"]], None
+    wrong = len(other) + sum(a != b for a, b in itertools.zip_longest(found, wanted))
+    if other:
+        word = other[0]
         fault = f"vocab.json has {vocabulary.get(word)} for {word!r}, tokenizer.json {model['vocab'][word]}"
-    elif found != [_merge(m) for m in model["merges"]]:
-        fault = (
-            f"merges.txt has {len(found)} merges that are not the {len(model['merges'])} of tokenizer.json"
-        )
+    elif found != wanted:
+        fault = f"merges.txt has {len(found)} merges that are not the {len(wanted)} of tokenizer.json"
     words = fault or f"{folder.name}: vocab.json and merges.txt are those of tokenizer.json"
-    return sanity(gate, "bundle", fault is None, words)
+    return sanity(gate, "bundle", fault is None, words, value=float(wrong), threshold=0.0, unit="entries")
 
 
 def _merge(pair: Any) -> str:
@@ -131,9 +133,11 @@ def checkpoint_gates(bundle: Bundle, checkpoint: Checkpoint) -> Iterator[SanityR
     yield schedule_gate(bundle, checkpoint)
     for info in bundle.manifest.tokenizers:
         yield tokenizer_gate(bundle, checkpoint, info.folder)
-    same = bundle.manifest.lineage == checkpoint.lineage
-    words = "the lineage is the checkpoint's" if same else "the manifest's lineage is not the checkpoint's"
-    yield sanity("lineage", "bundle", same, words)
+    pairs = itertools.zip_longest(bundle.manifest.lineage.entries, checkpoint.lineage.entries)
+    wrong = sum(told != wanted for told, wanted in pairs)
+    wrong = wrong or int(bundle.manifest.lineage != checkpoint.lineage)
+    words = "the manifest's lineage is not the checkpoint's" if wrong else "the lineage is the checkpoint's"
+    yield sanity("lineage", "bundle", not wrong, words, value=float(wrong), threshold=0.0, unit="stages")
 
 
 def schedule_gate(bundle: Bundle, checkpoint: Checkpoint) -> SanityRecord:

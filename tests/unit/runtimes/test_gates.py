@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from flashbulb.export.bundle import Bundle, BundleError, read_bundle
-from flashbulb.runtimes.gates import bundle_gates, engine_gates
+from flashbulb.runtimes.gates import bundle_gates, engine_gates, threshold_gate
+from flashbulb.runtimes.records import SanityRecord
 
 
 def test_a_sound_bundle_passes_every_gate(bundle: Bundle, world: SimpleNamespace) -> None:
@@ -17,6 +18,9 @@ def test_a_sound_bundle_passes_every_gate(bundle: Bundle, world: SimpleNamespace
     found = [*bundle_gates(bundle), *engine_gates(bundle, world.Engine(), 1)]
     assert len(found) == 6 + 1 + 4 * 4 + 2 * 4 + 2 * 5 + 1
     assert all(r.verdict == "pass" and r.sentence for r in found)
+    told = [r for r in found if isinstance(r, SanityRecord)]
+    assert [r.gate for r in told if r.threshold is None] == []
+    assert [r.gate for r in told if r.value is None and "exactly" not in r.sentence] == []
 
 
 def test_nan_fails_first_and_says_how_many(bundle: Bundle, world: SimpleNamespace) -> None:
@@ -125,6 +129,7 @@ def test_a_wrong_tokenizer_is_found(bundle: Bundle, world: SimpleNamespace) -> N
     tokens = next(r for r in _unhashed(bundle) if r.gate == "tokens")
     assert tokens.verdict == "fail"
     assert "first at position 2" in tokens.sentence
+    assert (tokens.value, tokens.threshold, tokens.unit) == (3.0, 0.0, "prompts")
 
 
 def _unhashed(bundle: Bundle) -> list:
@@ -139,6 +144,8 @@ def test_a_manifest_without_thresholds_does_not_pass_by_silence(
     edited = world.edit(bundle, lambda m: m.update(gates=[]))
     found = world.failed(edited)
     assert "no threshold for" in found["thresholds"]
+    record = threshold_gate(edited)
+    assert (record.value, record.threshold) == (4.0, 0.0)
     assert "contract" in found
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from flashbulb.export.bundle import Bundle, read_bundle
 from flashbulb.export.structure import differences
-from flashbulb.runtimes.program_gates import program_gates
+from flashbulb.runtimes.program_gates import program_gates, source_gate
+from flashbulb.runtimes.source_gates import vocabulary_gate
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("executorch")
@@ -288,6 +289,9 @@ def test_another_digest_of_the_checkpoint_is_not_what_the_programs_came_from(
     assert set(found) == {"source"}
     assert "names the checkpoint 000000000000, text_encoder.onnx was exported from " in found["source"]
     assert told[:12] in found["source"]
+    record = source_gate(read_bundle(copied))
+    assert record.value == len(read_bundle(copied).manifest.artifacts)
+    assert record.threshold == 0.0
 
 
 def test_records_that_name_no_checkpoint_are_told(copied: Path, resign: Callable[[Path], Bundle]) -> None:
@@ -376,9 +380,10 @@ def test_a_step_that_the_scheduler_does_not_give_is_found(copied: Path, failed: 
     assert "latent_scale 0.25, the checkpoint's scheduler gives 0.5" in failed(copied)["schedule"]
 
 
-def test_a_lineage_of_another_checkpoint_is_found(copied: Path, failed: Failed) -> None:
+def test_a_lineage_of_another_checkpoint_is_found(copied: Path) -> None:
     manifest_edit(copied, lambda m: m["lineage"].update(entries=[]))
-    assert "lineage" in failed(copied)
+    record = next(r for r in program_gates(read_bundle(copied)) if r.gate == "lineage")
+    assert (record.verdict, record.value, record.threshold, record.unit) == ("fail", 1.0, 0.0, "stages")
 
 
 def test_a_tokenizer_that_differs_beyond_the_golden_prompts_is_found(copied: Path, failed: Failed) -> None:
@@ -399,6 +404,8 @@ def test_other_merges_for_apps_that_read_them_are_found(copied: Path, failed: Fa
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], lines[2], lines[1], *lines[3:]]) + "\n")
     assert set(failed(copied)) == {"vocabulary.tokenizer"}
+    record = vocabulary_gate(copied / "tokenizer")
+    assert (record.value, record.threshold, record.unit) == (2.0, 0.0, "entries")
 
 
 def test_a_golden_picture_of_something_else_is_found(copied: Path, failed: Failed) -> None:
