@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from flashbulb.runtimes.records import ParityRecord, RegressionRecord
+from flashbulb.runtimes.records import ParityRecord, RegressionRecord, SanityRecord
 
 CEILING_DB = 144.0
 """Signal to rounding error of float32 (2^-24); whatever is better, exact too, counts as this."""
@@ -107,6 +107,50 @@ def _drop(
     loss = losses[worst]
     change = "lost nothing" if loss <= 0.0 else f"{shown(old[worst])} became {shown(new[worst])}"
     words = f"{engine} {subject}: {change} in case {new[worst].case}, allowed to lose {limit:.1f} dB"
+    return _judged(engine, subject, loss, limit, words, method)
+
+
+def twin_drops(
+    new: Iterable[SanityRecord], old: Iterable[SanityRecord], limit: float, method: Method = "record"
+) -> Iterator[RegressionRecord]:
+    """Compare the float32 twins of Core ML programs, component by component.
+
+    Args:
+        new: records of this bundle; those that are no twin's are passed over.
+        old: records of the baseline.
+        limit: largest loss in dB that passes.
+        method: where the baseline's records come from.
+    """
+    mine = {r.gate: r for r in new if is_twin(r)}
+    for r in old:
+        if not is_twin(r):
+            continue
+        subject = f"twin of {r.gate.partition('.')[2]}"
+        if (now := mine.get(r.gate)) is None:
+            words = f"{r.engine} {subject}: the baseline has it, and this run has not"
+            yield open_question("db_drop", r.engine, subject, limit, words, method)
+            continue
+        loss = _twin_db(r) - _twin_db(now)
+        change = f"{_twin_db(r):.1f} dB became {_twin_db(now):.1f} dB" if loss > 0.0 else "lost nothing"
+        words = f"{r.engine} {subject}: {change}, allowed to lose {limit:.1f} dB"
+        yield _judged(r.engine, subject, loss, limit, words, method)
+
+
+def is_twin(record: SanityRecord) -> bool:
+    """Tell the records of twins that were judged and whose values are known."""
+    exact = record.value is None and record.verdict == "pass"
+    return record.gate.startswith("twin.") and (record.value is not None or exact)
+
+
+def _twin_db(record: SanityRecord) -> float:
+    """Return a twin's decibels; an exact one has those of rounding."""
+    return CEILING_DB if record.value is None else min(CEILING_DB, record.value)
+
+
+def _judged(
+    engine: str, subject: str, loss: float, limit: float, words: str, method: Method
+) -> RegressionRecord:
+    """Make the record of one loss."""
     return RegressionRecord(
         kind="db_drop",
         method=method,

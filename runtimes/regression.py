@@ -16,11 +16,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from flashbulb.export.bundle import MANIFEST, Bundle, read_bundle, verify
-from flashbulb.runtimes.drops import WRITE_BOTH, db_drops, open_question
+from flashbulb.runtimes.drops import WRITE_BOTH, db_drops, open_question, twin_drops
 from flashbulb.runtimes.engines import AnyEngine, Eager, engine_named, engine_names
 from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.gates import engine_gates
 from flashbulb.runtimes.latency import COMPONENTS, Worker, held
+from flashbulb.runtimes.program_gates import program_gates
 from flashbulb.runtimes.race import Race, race
 from flashbulb.runtimes.ratio import Interval
 from flashbulb.runtimes.records import (
@@ -28,6 +29,7 @@ from flashbulb.runtimes.records import (
     ParityRecord,
     RegressionRecord,
     Report,
+    SanityRecord,
     host,
     read_report,
     runtime_versions,
@@ -69,7 +71,7 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         return "record" if self.bundle is None else "interleaved"
 
     def compare(
-        self, bundle: Bundle, engines: Sequence[AnyEngine], records: Iterable[Any]
+        self, bundle: Bundle, engines: Sequence[AnyEngine], records: Sequence[Any]
     ) -> Iterator[RegressionRecord]:
         """Yield one record per quantity that the baseline has."""
         limits, lost = self.limits, [] if self.limits.narrowed else self.lost(engines)
@@ -78,6 +80,9 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
             old = self.parity([v for e in (*engines, *lost) for v in e.variants(bundle)])  # type: ignore[misc]
             labels = {v.label for e in engines for v in e.variants(bundle)} if limits.narrowed else None
             yield from db_drops(new, old, limits.max_db_drop, labels, self.method)
+            if labels is None or "mil" in labels:
+                told = [r for r in records if isinstance(r, SanityRecord)]
+                yield from twin_drops(told, self.twins(), limits.max_db_drop, self.method)
         if limits.max_slowdown is not None:
             for engine in engines:
                 if not isinstance(engine, Eager):
@@ -102,6 +107,13 @@ class Baseline(msgspec.Struct, frozen=True, kw_only=True):
         able = [e for e in engines if e.missing() is None and e.serves(self.bundle) is None]
         found = [r for e in able for r in engine_gates(self.bundle, e, self.limits.threads)]
         return [r for r in found if isinstance(r, ParityRecord)]
+
+    def twins(self) -> list[SanityRecord]:
+        """Return the baseline's records of its Core ML programs' twins: made here, or as recorded."""
+        if self.bundle is None:
+            return list(self.report.sanity) if self.report else []
+        held = "coreml" in {a.backend for a in self.bundle.manifest.artifacts}
+        return list(program_gates(self.bundle, self.limits.checkpoint, ["coreml"])) if held else []
 
     def slowdown(self, bundle: Bundle, engine: AnyEngine, limit: float) -> RegressionRecord:
         """Time one engine's picture against the baseline's."""

@@ -13,13 +13,15 @@ from scipy import stats
 
 from flashbulb.export.bundle import Bundle
 from flashbulb.runtimes import regression
-from flashbulb.runtimes.drops import CEILING_DB, db_drops
+from flashbulb.runtimes.drops import CEILING_DB, db_drops, twin_drops
 from flashbulb.runtimes.race import LOOKS, Race, _look, race
 from flashbulb.runtimes.ratio import Interval, in_turns, ratio_interval
 from flashbulb.runtimes.records import (
     LatencyRecord,
     ParityRecord,
     Report,
+    SanityRecord,
+    Verdict,
     host,
     now,
     runtime_versions,
@@ -209,6 +211,29 @@ def test_engines_that_were_not_chosen_are_left_out_only_when_one_was() -> None:
     assert [r.verdict for r in db_drops([parity()], old, 1.0)] == ["pass", "undecided"]
     assert [r.verdict for r in db_drops([parity()], old, 1.0, {"ort"})] == ["pass"]
     assert [r.verdict for r in db_drops([parity()], [], 1.0)] == ["undecided"]
+
+
+def twin(component: str, value: float | None, verdict: Verdict = "pass") -> SanityRecord:
+    return SanityRecord(
+        gate=f"twin.{component}", engine="mil", value=value, verdict=verdict, sentence="a twin"
+    )
+
+
+def test_a_twin_may_not_lose_more_than_allowed() -> None:
+    old = [twin("unet", 123.0), twin("generator", 120.0), twin("vae_decoder", None)]
+    new = [twin("unet", 119.0), twin("generator", 118.5), twin("vae_decoder", 150.0)]
+    found = {r.subject: r for r in twin_drops(new, old, 3.0)}
+    assert {s: r.verdict for s, r in found.items()} == {
+        "twin of unet": "fail",
+        "twin of generator": "pass",
+        "twin of vae_decoder": "pass",
+    }
+    assert found["twin of unet"].value == pytest.approx(4.0)
+    assert "123.0 dB became 119.0 dB, allowed to lose 3.0 dB" in found["twin of unet"].sentence
+    assert [r.verdict for r in twin_drops(new[1:], old[:1], 3.0)] == ["undecided"]
+    lost = [twin("unet", None, "fail")]  # not finite, or not to be opened: no value to compare
+    assert [r.verdict for r in twin_drops(lost, old[:1], 3.0)] == ["undecided"]
+    assert list(twin_drops(new, [], 3.0)) == []
 
 
 def latency(**changes: Any) -> LatencyRecord:
