@@ -60,7 +60,8 @@ class Critic:
 
         from flashbulb.distill.critic_features import open_features
 
-        self.config, self.frozen = config, open_features(config.features, config.input_size)
+        self.config = config
+        self.frozen = open_features(config.features, config.input_size, twice=config.r1 == "pixel")
         told = {"none": (), "both": ("text", "image")}.get(config.condition, (config.condition,))
         self.told: tuple[str, ...] = told
         second = config.image_features if "image" in told else ""

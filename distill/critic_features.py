@@ -6,7 +6,9 @@ folder. The embedded network needs neither.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,9 +43,29 @@ class CriticFeatures(Protocol):
         ...
 
 
-def open_features(name: str, size: int | None) -> CriticFeatures:
-    """Open ``lite0`` or a ViT, given as a Hub id or a folder; ``size`` is the input in pixels."""
-    return Lite0(size or 96) if name == "lite0" else Vit(name, size)
+def open_features(name: str, size: int | None, *, twice: bool = False) -> CriticFeatures:
+    """Open ``lite0`` or a ViT, given as a Hub id or a folder.
+
+    Args:
+        name: which.
+        size: the input in pixels.
+        twice: whether second derivatives are asked for, which fused attention does not have.
+    """
+    return Lite0(size or 96) if name == "lite0" else Vit(name, size, twice=twice)
+
+
+def check_features(name: str) -> None:
+    """Look whether :func:`open_features` would find what it wants, without reading the weights.
+
+    Raises:
+        ValueError: when it would not.
+    """
+    from transformers import AutoConfig
+
+    if name != "lite0":
+        with _explained(name):
+            config = AutoConfig.from_pretrained(name)
+        _refuse_others(getattr(config, "vision_config", config), name)
 
 
 class Lite0:
@@ -82,8 +104,8 @@ class Lite0:
 class Vit:
     """A vision transformer: patch embedding and four depths, the class token added to each patch."""
 
-    def __init__(self, name: str, size: int | None) -> None:
-        self.network: Any = _vision_model(name)
+    def __init__(self, name: str, size: int | None, *, twice: bool = False) -> None:
+        self.network: Any = _vision_model(name, twice=twice)
         config = self.network.config
         self.patch, self.extra = int(config.patch_size), 1 + int(getattr(config, "num_register_tokens", 0))
         self.size = (size or 224) // self.patch * self.patch
@@ -129,19 +151,31 @@ class Vit:
         return torch.nn.functional.normalize(token.float(), dim=1)
 
 
-def _vision_model(name: str) -> Any:
+def _vision_model(name: str, *, twice: bool) -> Any:
     from transformers import AutoModel
 
-    try:
+    with _explained(name):
         model = AutoModel.from_pretrained(name, use_safetensors=True)
+    if twice:
+        model.set_attn_implementation("eager")  # `from_pretrained` tells CLIP's own config only
+    model = getattr(model, "vision_model", model)
+    _refuse_others(model.config, name)
+    return model.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError) as error:
         raise ValueError(
             f"wanted lite0, a folder or a Hub id of a vision transformer as critic features, got {name!r}"
         ) from error
-    model = getattr(model, "vision_model", model)
-    if not hasattr(model.config, "patch_size"):
-        raise ValueError(f"wanted a vision transformer, got {type(model).__name__} at {name!r}")
-    return model.eval().requires_grad_(False)
+
+
+def _refuse_others(config: Any, name: str) -> None:
+    if not hasattr(config, "patch_size"):
+        raise ValueError(f"wanted a vision transformer, got {config.model_type} at {name!r}")
 
 
 def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from flashbulb.distill.critic import Critic, CriticConfig
+from flashbulb.distill.critic import Critic, CriticConfig, r1
 from flashbulb.distill.critic_features import open_features
 
 SMALL = {"hidden_size": 24, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
@@ -119,6 +119,16 @@ def test_the_folder_s_own_normalisation_is_used(tmp_path):
     own.maps(pictures)
     torch.testing.assert_close(seen[0], ((pictures + 1) / 2 - 0.5) / 0.25)
     assert not torch.allclose(plain.maps(pictures)[0], own.maps(pictures)[0])
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+def test_r1_at_the_pixels_passes_through_attention(kind, tmp_path):
+    critic = Critic(12, CriticConfig(features=write(kind, tmp_path), input_size=56, r1="pixel", places=0))
+    pixels = (torch.rand(2, 3, 56, 56) * 2 - 1).requires_grad_()
+    penalty = r1(critic.logits(critic.features(pixels), torch.randn(2, 12)), [pixels])
+    penalty.backward()
+    assert penalty > 0
+    assert any(p.grad.abs().sum() > 0 for p in critic.heads.parameters() if p.grad is not None)
 
 
 def test_features_that_are_no_vision_transformer_are_refused(tmp_path):
