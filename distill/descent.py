@@ -41,12 +41,7 @@ class Descent:
         self.accumulate = config.accumulate
         self.scale = LossScale(enabled=config.precision == "fp16")
         self.parts = self.accelerator.num_processes * config.accumulate
-        if config.batch % self.parts:
-            raise ValueError(
-                f"wanted a batch that {self.accelerator.num_processes} processes times {config.accumulate} "
-                f"micro-batches divide, got {config.batch}; change batch, processes or accumulate"
-            )
-        self.batch = config.batch // self.parts
+        self.batch = part_of_batch(config, self.accelerator.num_processes)
         self.failed = self._overflowed = False
         self._micro, self._stepped = 0, set[int]()
 
@@ -149,6 +144,20 @@ class Descent:
         *totals, flags = sent.tolist()
         count = self.accelerator.num_processes
         return {name: total / count for name, total in zip(names, totals, strict=True)}, flags > 0
+
+
+def part_of_batch(config: LoopConfig, processes: int) -> int:
+    """Return the pictures of one process's micro-batch.
+
+    Raises:
+        ValueError: when the batch cannot be divided so.
+    """
+    if config.batch % (processes * config.accumulate):
+        raise ValueError(
+            f"wanted a batch that {processes} processes times {config.accumulate} micro-batches divide, got "
+            f"{config.batch}; change batch, processes or accumulate"
+        )
+    return config.batch // (processes * config.accumulate)
 
 
 def average(gradients: list[torch.Tensor], processes: int) -> None:

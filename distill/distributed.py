@@ -34,14 +34,12 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
     Under ``torchrun`` and ``accelerate launch`` this process is one of theirs already and runs it here. On a
     machine with GPUs there are no more processes than GPUs.
     """
-    import torch
-
-    if torch.cuda.is_available() and processes > torch.cuda.device_count():
-        log.info("%d processes wanted, one for each GPU taken: %d", processes, torch.cuda.device_count())
-        processes = torch.cuda.device_count()
+    wanted, processes = processes, planned(processes)
     if processes == 1 or "RANK" in os.environ:
         function(*arguments)
         return
+    if processes < wanted:
+        log.info("%d processes wanted, one for each GPU taken: %d", wanted, processes)
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
@@ -55,6 +53,15 @@ def launch(function: Callable[..., None], processes: int, *arguments: Any) -> No
         max_restarts=0,
     )
     elastic_launch(config, function)(*arguments)
+
+
+def planned(processes: int) -> int:
+    """Return how many processes train: those of a launcher, or ``processes``, with GPUs one each at most."""
+    import torch
+
+    if "RANK" in os.environ:
+        return Rank.current().count
+    return min(processes, torch.cuda.device_count()) if torch.cuda.is_available() else processes
 
 
 def join() -> Any:

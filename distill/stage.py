@@ -70,17 +70,30 @@ def run(config: DistillConfig, *, on_step: OnStep | None = None) -> Path:
 
     Raises:
         CheckpointError: for a checkpoint that cannot be distilled.
-        ValueError: when ``out`` holds a run with another configuration.
+        ValueError: for a batch that cannot be divided, data or critic features that are not there, or when
+            ``out`` holds a run with another configuration.
     """
     from flashbulb.distill.distributed import launch
 
-    for source in filter(None, (config.teacher, config.student)):
-        Checkpoint.open(source)  # what cannot be opened is said before anything is written
     config, out = _as_computed_here(config), Path(config.out)
     if Rank.current().index == 0:
+        _check(config)
         _claim(out, config)
     launch(_worker, config.processes, config, on_step if config.processes == 1 else None)
     return out / "student"
+
+
+def _check(config: DistillConfig) -> None:
+    """Refuse what the workers would refuse, before anything is written."""
+    from flashbulb.distill.data.captioned import check_source
+    from flashbulb.distill.descent import part_of_batch
+    from flashbulb.distill.distributed import planned
+
+    for checkpoint in filter(None, (config.teacher, config.student)):
+        Checkpoint.open(checkpoint)
+    part_of_batch(config.loop, planned(config.processes))
+    check_source(config.data, config.data_options)
+    config.objective.check()
 
 
 def _as_computed_here(config: DistillConfig) -> DistillConfig:

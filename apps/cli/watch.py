@@ -13,13 +13,17 @@ from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 
+import flashbulb
 from flashbulb.apps.cli.arguments import UsageError
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+PACKAGE = Path(flashbulb.__file__).parent
 STATS = "stats.jsonl"
 EVERY_S = 2.0
+FRAME = re.compile(r'^\s*File "(.+)", line \d+, in ')
+ERROR = re.compile(r"^\s*(flashbulb\.[\w.]+|ValueError|RuntimeError|ImportError): (.+)$")
 LAUNCHERS = ("torch.distributed.elastic.multiprocessing.api", "torch.multiprocessing.spawn")
 NOT_SHOWN = ("step", "skipped", "wall_s")
 
@@ -76,9 +80,17 @@ def workers_errors() -> Iterator[None]:
 
 
 def own_error(text: str) -> str | None:
-    """Find the message of the last error class of flashbulb in a traceback."""
-    found = re.findall(r"^\s*flashbulb\.[\w.]+: (.+)$", text, flags=re.MULTILINE)
-    return found[-1] if found else None
+    """Find the message of the last error in a traceback that was written for a reader.
+
+    That is one of a class of flashbulb, or a builtin one that a line of flashbulb itself raised.
+    """
+    found, ours = None, False
+    for line in text.splitlines():
+        if frame := FRAME.match(line):
+            ours = Path(frame[1]).is_relative_to(PACKAGE)
+        elif (error := ERROR.match(line)) and (ours or error[1].startswith("flashbulb.")):
+            found = error[2]
+    return found
 
 
 def newest(out: Path) -> tuple[str, Mapping[str, Any]] | None:

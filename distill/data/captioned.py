@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from flashbulb.distill.data import folder, hub, shard_names, shards, tables
@@ -23,18 +25,34 @@ def open_source(name: str, size: int, options: DataOptions = DataOptions()) -> S
     Raises:
         ValueError: when there is no such data, or it is not to be trusted; the message says what to do.
     """
-    if name == "embedded":
-        if options != DataOptions():
-            raise ValueError(
-                "wanted no data_options with data 'embedded', whose pictures need no preparation, "
-                f"got {options}; leave them out, or give data of your own"
-            )
-        return EmbeddedSource(size)
-    return RowSource(open_rows(name, options), size, options)
+    if name != "embedded":
+        return RowSource(open_rows(name, options), size, options)
+    check_source(name, options)
+    return EmbeddedSource(size)
+
+
+def check_source(name: str, options: DataOptions = DataOptions()) -> None:  # noqa: B008
+    """Look for the files of a source, without reading shards or tables.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    if name != "embedded":
+        find_rows(name, options)
+    elif options != DataOptions():
+        raise ValueError(
+            "wanted no data_options with data 'embedded', whose pictures need no preparation, "
+            f"got {options}; leave them out, or give data of your own"
+        )
 
 
 def open_rows(name: str, options: DataOptions) -> Rows:
     """Return the samples that ``name`` means, in whichever shape they lie there."""
+    return find_rows(name, options)()
+
+
+def find_rows(name: str, options: DataOptions) -> Callable[[], Rows]:
+    """Find the files that ``name`` means; what is returned opens them."""
     root = None
     if name.startswith(hub.PREFIX):
         downloaded, root = hub.fetch(name)
@@ -43,17 +61,18 @@ def open_rows(name: str, options: DataOptions) -> Rows:
     if path.is_dir():
         return _in_folder(path, options, root)
     if name.endswith(".tar"):
-        return shards.ShardRows(shard_names.find(name, options.split), options)
+        return partial(shards.ShardRows, shard_names.find(name, options.split), options)
     if name.endswith(".parquet"):
-        return tables.TableRows(tables.find(name, options.split), options)
+        return partial(tables.TableRows, tables.find(name, options.split), options)
     raise ValueError(f"wanted as data {WANTED}; got {name!r}, which is none of them")
 
 
-def _in_folder(path: Path, options: DataOptions, root: Path | None) -> Rows:
-    """Return the samples of a folder: its metadata goes first, then shards, then tables, then text files."""
+def _in_folder(path: Path, options: DataOptions, root: Path | None) -> Callable[[], Rows]:
+    """Find what a folder holds: its metadata goes first, then shards, then tables, then text files."""
     if not any(next(path.rglob(metadata), None) for metadata in folder.METADATA):
         if found := shard_names.find(str(path), options.split):
-            return shards.ShardRows(found, options, root)
+            return partial(shards.ShardRows, found, options, root)
         if found := tables.find(str(path), options.split):
-            return tables.TableRows(found, options, root)
-    return folder.FolderRows(path, options, root)
+            return partial(tables.TableRows, found, options, root)
+    listed = folder.FolderRows(path, options, root)  # its files are found by listing it
+    return lambda: listed

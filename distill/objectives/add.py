@@ -122,6 +122,15 @@ class Add(Objective, frozen=True, tag="add"):
         """The timestep of pure noise: the student's schedule ends there."""
         return self.timesteps[-1] if self.conditioning_timestep is None else self.conditioning_timestep
 
+    def check(self) -> None:
+        """Refuse features of the critic that are not here."""
+        from flashbulb.distill.critic_features import check_features
+
+        if self.adv:
+            check_features(self.critic.features)
+            if self.critic.image_features and self.critic.condition in ("image", "both"):
+                check_features(self.critic.image_features)
+
     def prepare(self, unet: torch.nn.Module) -> torch.nn.Module:
         """Return the network that the student starts from."""
         return unet if self.start == "pretrained" else untrained(unet)

@@ -113,6 +113,9 @@ class Learner(msgspec.Struct, frozen=True, kw_only=True):
 class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A way to turn a teacher into a student."""
 
+    def check(self) -> None:
+        """Refuse, by a ValueError, what is not to be had here; called before anything is written."""
+
     def prepare(self, unet: torch.nn.Module) -> torch.nn.Module:
         """Return the network that the student starts from; most objectives leave it as it is."""
         return unet

@@ -67,3 +67,15 @@ def test_a_workers_own_error_is_found_in_its_traceback() -> None:
     text = "Root Cause:\n  File x\n  flashbulb.distill.checkpoint.CheckpointError: no checkpoint 'x'\n===="
     assert watch.own_error(text) == "no checkpoint 'x'"
     assert watch.own_error("RuntimeError: out of memory") is None
+
+
+@pytest.mark.parametrize(("last", "ours"), [(watch.__file__, True), ("/lib/torch/nn/modules.py", False)])
+def test_a_builtin_error_is_ours_where_a_line_of_flashbulb_raised_it(last: str, ours: bool) -> None:
+    text = f"""  traceback : Traceback (most recent call last):
+    File "{watch.__file__}", line 3, in outer
+      inner()
+    File "{last}", line 4, in inner
+      raise ValueError("wanted 2, got 3")
+  ValueError: wanted 2, got 3"""
+    assert watch.own_error(text) == ("wanted 2, got 3" if ours else None)
+    assert watch.own_error(text.replace("ValueError:", "KeyError:")) is None
