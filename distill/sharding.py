@@ -74,6 +74,13 @@ def whole_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: whole(tensor.detach()) for name, tensor in module.state_dict().items()}
 
 
+def copy_whole(source: torch.nn.Module, target: torch.nn.Module) -> None:
+    """Copy weights that may be dealt out into a module that has them whole, one tensor at a time."""
+    shares = source.state_dict()
+    for name, tensor in target.state_dict().items():
+        tensor.copy_(whole(shares[name].detach()))
+
+
 def like(tensor: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Deal out a whole tensor as ``wanted`` is, or return it when that is whole."""
     from torch.distributed.tensor import distribute_tensor
@@ -98,5 +105,5 @@ def plain_copy(module: torch.nn.Module) -> torch.nn.Module:
     if not any(map(is_share, module.parameters())):
         return module
     made = UNet2DConditionModel.from_config(cast(Any, module).config)
-    made.load_state_dict(whole_state(module))
+    copy_whole(module, made)
     return cast("torch.nn.Module", made.eval())

@@ -69,7 +69,7 @@ class State:
         """
         from safetensors.torch import save_file
 
-        tensors = {k: whole(v.detach()) for k, v in self.tensors().items()}
+        tensors = gathered(self.tensors(), keep=write)
         if not write:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,11 +80,7 @@ class State:
             "loss_scale_good": self.scale.good,
         }
         partial = folder / ".state.partial"
-        save_file(
-            {k: v.to("cpu", copy=True).contiguous() for k, v in tensors.items()},
-            partial,
-            {name: str(number) for name, number in numbers.items()},
-        )
+        save_file(tensors, partial, {name: str(number) for name, number in numbers.items()})
         os.replace(partial, folder / "state.safetensors")
 
     def load(self, folder: Path) -> bool:
@@ -113,6 +109,20 @@ class State:
         """Put the averaged weights into the modules."""
         for name, average in self.ema.items():
             self.modules[name].load_state_dict(average)
+
+
+def gathered(tensors: Mapping[str, torch.Tensor], *, keep: bool) -> dict[str, torch.Tensor]:
+    """Gather dealt-out tensors, one at a time; return copies on the CPU for the process that keeps them.
+
+    All processes call this together. Beside its own share, a device holds one whole tensor at a time.
+    """
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        one = whole(tensor.detach())
+        if keep:
+            found[name] = one.to("cpu", copy=True).contiguous()
+        del one  # before the next is gathered
+    return found
 
 
 def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

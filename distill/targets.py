@@ -95,9 +95,11 @@ def told(denoiser: Denoiser, states: torch.Tensor, options: Options) -> Predict:
 
 
 def two_step_target(
-    teacher: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, steps: int
+    teacher: Predict, schedule: Schedule, z: torch.Tensor, share: torch.Tensor, steps: float | torch.Tensor
 ) -> torch.Tensor:
     """Return the x0 (b, c, h, w) that one student step must predict to land where two teacher steps do.
+
+    ``steps``, one or (b,), is how many such student steps make the whole schedule.
 
     From ``share`` (b,) of the schedule two DDIM steps of ``1 / (2 steps)`` lead to z''; then (2202.00512,
     appendix G) ``x = (z'' - (s''/s) z) / (a'' - (s''/s) a)``.

@@ -13,7 +13,7 @@ import msgspec
 
 from flashbulb.distill.guidance import ScaleRange, with_scale_input
 from flashbulb.distill.objectives.base import Learner, Objective, World, simple_learner
-from flashbulb.distill.objectives.halving import Rounds, halving_learner
+from flashbulb.distill.objectives.halving import Grid, Rounds, halving_learner
 from flashbulb.distill.targets import snr_weight
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ class GuidedSecond(Objective, frozen=True, tag="guided-2"):
     """Student steps of the first and last round."""
     scales: ScaleRange = ScaleRange()
     """Guidance scales to keep."""
+    grid: Grid = "deterministic"
+    """Steps to learn: those of ``ddim``, those of the stochastic sampler ``meng``, which are twice as long
+    but for the last, or both in turn."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
 
@@ -78,4 +81,5 @@ class GuidedSecond(Objective, frozen=True, tag="guided-2"):
             options = {"guidance": self.scales.draw(batch, rng)}
             return options, options
 
-        return halving_learner(world, self.rounds, self.learning_rate, batch=batch, steps=steps, guide=guide)
+        sizes = {"batch": batch, "steps": steps}
+        return halving_learner(world, self.rounds, self.learning_rate, **sizes, guide=guide, grid=self.grid)

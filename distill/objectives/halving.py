@@ -6,12 +6,12 @@ differ in nothing but the guidance that the networks are told.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
 from flashbulb.distill.objectives.base import Learner, World
-from flashbulb.distill.sharding import whole_state
+from flashbulb.distill.sharding import copy_whole
 from flashbulb.distill.targets import snr_weight, told, two_step_target
 
 if TYPE_CHECKING:
@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
     Guide = Callable[[bool, StepRng], tuple[Options, Options]]
     """``guide(first round, rng)`` -> what the teacher and the student are told of guidance."""
+
+
+Grid = Literal["deterministic", "stochastic", "both"]
+"""How far a student step reaches: to the next of its timesteps, or to the one behind it, as the stochastic
+sampler steps; ``both`` draws one of the two for each picture."""
 
 
 class Rounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -49,7 +54,14 @@ class Rounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 def halving_learner(
-    world: World, rounds: Rounds, learning_rate: float, *, batch: int, steps: int, guide: Guide
+    world: World,
+    rounds: Rounds,
+    learning_rate: float,
+    *,
+    batch: int,
+    steps: int,
+    guide: Guide,
+    grid: Grid = "deterministic",
 ) -> Learner:
     """Return the learner; the teacher is part of its state, because the student of a round replaces it."""
     import torch
@@ -62,8 +74,8 @@ def halving_learner(
     def update(step: int, rng: StepRng) -> dict[str, float]:
         count, new = rounds.at(step, steps)
         if new:
-            teacher.load_state_dict(whole_state(student))
-        loss = halving_loss(world, batch, count, rng, *guide(count == rounds.first, rng))
+            copy_whole(student, teacher)
+        loss = halving_loss(world, batch, count, rng, *guide(count == rounds.first, rng), grid=grid)
         world.descend(loss, optimizer)
         return {"loss": loss.item(), "student_steps": float(count)}
 
@@ -72,7 +84,14 @@ def halving_learner(
 
 
 def halving_loss(
-    world: World, batch: int, steps: int, rng: StepRng, to_teacher: Options, to_student: Options
+    world: World,
+    batch: int,
+    steps: int,
+    rng: StepRng,
+    to_teacher: Options,
+    to_student: Options,
+    *,
+    grid: Grid = "deterministic",
 ) -> torch.Tensor:
     """Return the weighted squared error of x0 at a random one of the student's ``steps`` timesteps."""
     import torch
@@ -80,9 +99,27 @@ def halving_loss(
     schedule, real = world.student.schedule, world.real(batch, rng)
     share = (rng.integers(0, steps, batch) + 1) / steps
     t, alpha, sigma = schedule.at_share(share)
+    whole = steps_of(grid, share, steps, rng)
     eps = rng.normal(real.latents.shape)
     z = schedule.add_noise(real.latents, eps, t, zero_snr=True)
     with torch.no_grad():
-        target = two_step_target(told(world.teacher, real.states, to_teacher), schedule, z, share, steps)
+        target = two_step_target(told(world.teacher, real.states, to_teacher), schedule, z, share, whole)
     error = (world.student(z, t, real.states, **to_student) - target).square()
     return (snr_weight(alpha, sigma) * error).mean()
+
+
+def steps_of(grid: Grid, share: torch.Tensor, steps: int, rng: StepRng) -> torch.Tensor:
+    """Return how many student steps as long as each one's (b,) make the whole schedule.
+
+    The stochastic sampler (arXiv 2210.03142, section 4) steps from ``t`` down to ``s = t - 2/N`` and adds
+    noise up to ``k = s + 1/N``; only its last step, from ``1/N`` to the clean picture, is of single length.
+    """
+    import torch
+
+    single = torch.full_like(share, steps)
+    if grid == "deterministic":
+        return single
+    double = share * steps > 1.5
+    if grid == "both":
+        double &= rng.uniform(len(share)) < 0.5
+    return torch.where(double, single / 2, single)

@@ -8,12 +8,13 @@ from diffusers import LatentConsistencyModelPipeline
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flashbulb.distill import samplers
 from flashbulb.distill.denoiser import Denoiser, Schedule
 from flashbulb.distill.guidance import ScaleRange, embed_scale, with_scale_input
 from flashbulb.distill.loop import StepRng
 from flashbulb.distill.objectives.base import Batch, World
 from flashbulb.distill.objectives.guided import GuidedFirst, GuidedSecond
-from flashbulb.distill.objectives.halving import Rounds
+from flashbulb.distill.objectives.halving import Rounds, steps_of
 from flashbulb.distill.objectives.progressive import Progressive
 from flashbulb.distill.samplers import SAMPLERS, trailing
 from flashbulb.distill.targets import ddim_step, two_step_target
@@ -56,6 +57,51 @@ def test_one_step_of_the_target_lands_where_two_teacher_steps_do(steps):
     torch.testing.assert_close(
         ddim_step(lambda z, t: target, SCHEDULE, z, share, share - 1 / steps), end, atol=1e-4, rtol=1e-4
     )
+
+
+def test_the_stochastic_grid_is_the_sampler_s(monkeypatch):
+    """Learned are its steps from t to s = t - 2/N; noise up to k = s + 1/N leads to the next of them."""
+    taken, plain = [], samplers.step
+    monkeypatch.setattr(
+        samplers, "step", lambda d, z, x0, now, end: taken.append((now, end)) or plain(d, z, x0, now, end)
+    )
+    seen = []
+    exact = Denoiser(None, SCHEDULE)
+
+    def call(self, z, t, states, **_):
+        seen.append(int(t[0]))
+        return gaussian(0.25)(z, t)
+
+    exact.__class__ = type("Exact", (Denoiser,), {"__call__": call})
+    SAMPLERS["meng"](exact, torch.randn(2, *SHAPE), None, trailing(4))
+    t = torch.tensor([1.0, 0.75, 0.5, 0.25])
+    length = 1 / steps_of("stochastic", t, 4, StepRng(0, 0, 0))
+    s = t - length
+    assert s.tolist() == [0.5, 0.25, 0.0, 0.0]
+    assert (s + 1 / 4)[:3].tolist() == t[1:].tolist()
+    begins, ends = (SCHEDULE.at_share(share)[0].tolist() for share in (t, s))
+    assert seen == begins
+    assert taken == list(zip(begins, ends, strict=True))[:2]  # the others end at x0 itself
+    assert ends[2:] == [-1, -1]
+
+
+def test_a_step_of_the_stochastic_grid_lands_where_two_teacher_steps_do():
+    teacher, z, share = gaussian(0.25), torch.randn(4, *SHAPE), torch.tensor([1.0, 0.75, 0.5, 0.25])
+    whole = steps_of("stochastic", share, 4, StepRng(0, 0, 0))
+    ends, middles = share - 1 / whole, share - 0.5 / whole
+    target = two_step_target(teacher, SCHEDULE, z, share, whole)
+    far = ddim_step(teacher, SCHEDULE, ddim_step(teacher, SCHEDULE, z, share, middles), middles, ends)
+    found = ddim_step(lambda z, t: target, SCHEDULE, z, share, ends)
+    torch.testing.assert_close(found, far, atol=1e-4, rtol=1e-4)
+
+
+def test_both_grids_take_part_and_the_deterministic_one_draws_nothing():
+    share = (torch.arange(400) % 4 + 1) / 4
+    both, rng = steps_of("both", share, 4, StepRng(0, 0, 0)), StepRng(0, 0, 0)
+    assert set(both[share == 0.25].tolist()) == {4.0}
+    assert 100 < (both == 2).sum() < 200
+    assert steps_of("deterministic", share, 4, rng).tolist() == [4.0] * 400
+    assert torch.equal(rng.uniform(3), StepRng(0, 0, 0).uniform(3))
 
 
 def test_many_ddim_steps_of_a_gaussian_follow_its_flow():

@@ -1,6 +1,7 @@
 """The training loop: identical continuation after a kill, EMA, learning rate, the NaN guard."""
 
 import json
+import weakref
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from flashbulb.distill import loop
 from flashbulb.distill.descent import Descent
 from flashbulb.distill.loop import LoopConfig, State, learning_rate
+from flashbulb.distill.state import gathered
 
 
 def run_loop(config, state, update, out):
@@ -37,6 +39,23 @@ def make(seed=0):
 
 def config(**changes):
     return LoopConfig(**{"steps": 12, "warmup": 2, "save_every_s": 1e-9, "log_every": 1} | changes)
+
+
+def test_a_save_gathers_one_tensor_at_a_time_and_only_the_writer_keeps_any(monkeypatch):
+    tensors, alive = {name: torch.randn(3, 2) for name in "abc"}, []
+
+    def whole(tensor):
+        assert [ref() for ref in alive] == [None] * len(alive), "an earlier tensor is still there"
+        made = tensor.clone()
+        alive.append(weakref.ref(made))
+        return made
+
+    monkeypatch.setattr("flashbulb.distill.state.whole", whole)
+    kept = gathered(tensors, keep=True)
+    assert list(kept) == list(tensors)
+    assert all(kept[name].equal(tensor) for name, tensor in tensors.items())
+    assert gathered(tensors, keep=False) == {}
+    assert len(alive) == 6
 
 
 def test_a_killed_run_continues_with_identical_numbers(tmp_path):
