@@ -30,6 +30,8 @@ def cache_pairs(
 ) -> None:
     """Sample ``count`` teacher pictures in chunks of 64 into ``out``; finished chunks are kept after a kill.
 
+    A chunk whose prompts are others than they were, because the data's captions have changed, is drawn anew.
+
     Args:
         out: folder of the cache.
         count: pictures in all.
@@ -51,10 +53,10 @@ def cache_pairs(
     chunks = -(-count // CHUNK)
     for chunk in range(rank[0], chunks, rank[1]):
         file = out / f"pairs-{chunk:05d}.safetensors"
-        if not file.is_file():
+        ids, states = prompts(chunk)
+        if not _is_of(file, ids):
             generator = torch.Generator("cpu").manual_seed(1_000_003 + chunk)
             noise = torch.randn((CHUNK, *shape), generator=generator, device="cpu").to(null_states.device)
-            ids, states = prompts(chunk)
             with torch.inference_mode():
                 timesteps = trailing(steps, len(teacher.schedule.alphas))
                 endpoint = ddim(teacher, noise, states, timesteps, guidance=guidance, null_states=null_states)
@@ -64,6 +66,16 @@ def cache_pairs(
             os.replace(partial, file)
         if on_chunk is not None:
             on_chunk(chunk + 1, chunks)
+
+
+def _is_of(file: Path, ids: torch.Tensor) -> bool:
+    """Tell whether a chunk is there, and was drawn from prompts of these token ids."""
+    from safetensors import safe_open
+
+    if not file.is_file():
+        return False
+    with safe_open(file, "pt") as opened:
+        return bool(opened.get_tensor("ids").equal(ids.cpu()))
 
 
 def load_pairs(out: Path, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
