@@ -14,11 +14,12 @@ from PIL import Image
 from flashbulb.apps.cli import dispatch
 from flashbulb.apps.cli.commands import find
 from flashbulb.distill.checkpoint import Checkpoint
+from flashbulb.distill.descent import part_of_batch
 from flashbulb.distill.loop import LoopConfig
 from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.stage import DistillConfig, run
 
-LOOP = {"steps": 2, "batch": 2, "warmup": 1, "log_every": 1}
+LOOP = {"steps": 2, "batch": 2, "warmup": 1, "log_every": 1, "accumulate": 1}
 
 
 @pytest.fixture
@@ -97,6 +98,10 @@ def test_the_recipes_hold_the_paper_s_values(name: str) -> None:
     assert (len(objective.timesteps), objective.last_timestep, objective.terminal_share) == (4, 999, 0.25)
     assert (objective.teacher_steps, objective.anchor, objective.mismatch, objective.warmup) == (1, 0, 0, 0)
     assert (objective.nfsd.scale, objective.nfsd.threshold) == (7.5, 200)
+    for processes in (1, 2, 4, 8):  # as their comments say
+        loop = msgspec.structs.replace(config.loop, accumulate=config.loop.accumulate // processes)
+        assert part_of_batch(loop, processes) == (8 if name == "add-m" else 4)
+    assert (config.loop.checkpointing, config.loop.decode_batch) == (True, 4)
     critic = objective.critic
     assert (critic.features, critic.image_features) == ("facebook/dinov2-small", "facebook/dinov2-large")
     assert (critic.condition, critic.heads, critic.reduction, critic.places) == ("both", "tokens", "sum", 0)
