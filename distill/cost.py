@@ -3,7 +3,8 @@
 One step is run and its calls are written down: which network, with what, with or without gradients. Then each
 part's calls are made again alone, forward and backward, in turns with whole steps. The unit is the core-ms:
 processor time of this process, all its threads together, for one picture of the batch. What else runs on the
-machine slows it through shared caches only.
+machine slows it through shared caches only. On a GPU it is the time between two events around the work, all
+of it done: what else runs there does count.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class CostConfig(DistillConfig, frozen=True, forbid_unknown_fields=True, kw_only
     """Rounds, each of every part and a whole step; one more comes before them and is not counted."""
     threads: Annotated[int, msgspec.Meta(ge=1)] = 1
     """Threads of PyTorch; more than one add what they wait for each other."""
+    max_ratio: Annotated[float, msgspec.Meta(gt=0)] = 1.15
+    """Whole step to the sum of its networks alone, above which the figures fail (exit code 1); it is for
+    steps of student, teacher, decoder and critic, which have enough of them to hide the rest behind."""
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -88,6 +92,11 @@ class CostRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """First and third quartile of the rounds."""
     limit: float = 1.15
     """What the ratio shall not exceed where a critic, a teacher and a decoder take part."""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the ratio keeps its limit, or the step lacks one of the networks that the limit is for."""
+        return self.ratio <= self.limit or not {p.name for p in self.parts if p.calls} >= set(NETWORKS)
 
 
 class Call(NamedTuple):
@@ -134,7 +143,7 @@ def _measured(config: CostConfig) -> CostRecord:
     last = config.loop.steps - 1  # behind any warm-up of the objective
 
     def step() -> None:
-        learner.update(last, StepRng(config.loop.seed, last, 0))
+        learner.update(last, StepRng(config.loop.seed, last, 0, device=world.device))
 
     with recorder.watch(world, config.objective):
         step()
@@ -146,8 +155,8 @@ def _measured(config: CostConfig) -> CostRecord:
         "optimizer": lambda: _optimize(learner),  # with the gradients that the step left
         "average": lambda: state.update_ema(config.loop.ema),
     }
-    rounds = _time_rounds(work, learner, config.repeats)
-    return _record(config, rounds, recorder, batch)
+    rounds = _time_rounds(work, learner, config.repeats, clock(world.device))
+    return _record(config, rounds, recorder, batch, device_name(world.device))
 
 
 def _few_pairs(config: CostConfig, folder: str) -> DistillConfig:
@@ -277,25 +286,50 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, kept)
 
 
+def clock(device: torch.device) -> Callable[[Callable[[], None]], float]:
+    """Return what runs a piece of work and tells its milliseconds: the processor's, or a GPU's."""
+    import torch
+
+    def of_processor(function: Callable[[], None]) -> float:
+        begun = time.process_time()
+        function()
+        return 1000 * (time.process_time() - begun)
+
+    def of_gpu(function: Callable[[], None]) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+    return of_gpu if device.type == "cuda" else of_processor
+
+
 def _time_rounds(
-    work: dict[str, Callable[[], None]], learner: Learner, repeats: int
+    work: dict[str, Callable[[], None]],
+    learner: Learner,
+    repeats: int,
+    milliseconds: Callable[[Callable[[], None]], float],
 ) -> dict[str, list[float]]:
-    """Return the processor time in ms of each piece of work in each round, after one that does not count."""
+    """Return the time in ms of each piece of work in each round, after one that does not count."""
     found: dict[str, list[float]] = {name: [] for name in work}
     for number in range(repeats + 1):
         for name, function in work.items():
             if name != "optimizer":
                 for module in learner.modules.values():
                     module.zero_grad(set_to_none=True)
-            begun = time.process_time()
-            function()
+            taken = milliseconds(function)
             if number:
-                found[name].append(1000 * (time.process_time() - begun))
+                found[name].append(taken)
         log.info("round %d of %d", number, repeats)
     return found
 
 
-def _record(config: CostConfig, rounds: dict[str, list[float]], recorder: Recorder, batch: int) -> CostRecord:
+def _record(
+    config: CostConfig, rounds: dict[str, list[float]], recorder: Recorder, batch: int, device: str = ""
+) -> CostRecord:
     import torch
 
     rounds = {name: [0.0] * config.repeats for name in (*NETWORKS, "data")} | rounds
@@ -316,7 +350,7 @@ def _record(config: CostConfig, rounds: dict[str, list[float]], recorder: Record
     return CostRecord(
         objective=str(type(config.objective).__struct_config__.tag),
         teacher=config.teacher,
-        device=_processor(),
+        device=device or _processor(),
         torch=str(torch.__version__),  # its own type is no plain string
         threads=config.threads,
         batch=batch,
@@ -327,7 +361,15 @@ def _record(config: CostConfig, rounds: dict[str, list[float]], recorder: Record
         sum_core_ms=sum(p.core_ms for p in parts),
         ratio=statistics.median(ratios),
         ratio_quartiles=(low, high),
+        limit=config.max_ratio,
     )
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of what computes."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
 
 
 def _processor() -> str:

@@ -94,7 +94,7 @@ def show_diagnosis(diagnosis: Diagnosis) -> int:
 
 
 def show_cost(record: CostRecord) -> int:
-    """Print what a training step costs by part."""
+    """Print what a training step costs by part; a ratio above its limit gives exit code 1."""
     title = f"a step of {record.objective}, batch {record.batch}, {record.threads} threads, {record.device}"
     table = _table(title, ("part", "calls", "core-ms per picture", "share"))
     for part in (*record.parts, *record.rest):
@@ -106,7 +106,11 @@ def show_cost(record: CostRecord) -> int:
         f"step / sum of student, teacher, decode and critic alone: {record.ratio:.3f} "
         f"(quartiles {low:.3f} to {high:.3f} of {record.repeats} rounds; limit {record.limit})"
     )
-    return DONE
+    if not record.ok:
+        console.complain(
+            f"wanted a ratio of at most {record.limit:g}, got {record.ratio:.3f}; see --max-ratio"
+        )
+    return DONE if record.ok else NUMBERS_FAIL
 
 
 def record_table(record: msgspec.Struct) -> Table:

@@ -106,3 +106,22 @@ def test_a_cost_is_a_table_of_parts(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "80.0%" in shown
     assert "1.250" in shown
+
+
+@pytest.mark.parametrize(("limit", "calls", "code"), [(1.15, 1, 1), (1.25, 1, 0), (1.15, 0, 0)])
+def test_a_ratio_above_its_limit_fails(
+    capsys: pytest.CaptureFixture[str], limit: float, calls: int, code: int
+) -> None:
+    """But only where all of the networks that the limit is for take part."""
+    names = ("student", "teacher", "decode")
+    parts = tuple(Part(name=name, calls=1, core_ms=2.0, share=0.2) for name in names)
+    critic = Part(name="critic", calls=calls, core_ms=2.0, share=0.2)
+    record = CostRecord(
+        objective="add", teacher="t", device="a processor", torch="2", threads=1, batch=32, repeats=15,
+        step_core_ms=10.0, parts=(*parts, critic), rest=(), sum_core_ms=8.0, ratio=1.25,
+        ratio_quartiles=(1.2, 1.3), limit=limit,
+    )  # fmt: skip
+    assert outcome.show(record) == code
+    shown = capsys.readouterr()
+    assert f"limit {limit}" in shown.out
+    assert ("wanted a ratio of at most 1.15, got 1.250" in shown.err) == bool(code)

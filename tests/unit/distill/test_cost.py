@@ -4,9 +4,9 @@ import msgspec
 import pytest
 import torch
 
-from flashbulb.distill.cost import NETWORKS, CostConfig, CostRecord, Recorder, _record, replay, run
+from flashbulb.distill.cost import NETWORKS, CostConfig, CostRecord, Recorder, _record, clock, replay, run
 from flashbulb.distill.denoiser import Denoiser
-from flashbulb.distill.loop import LoopConfig
+from flashbulb.distill.loop import LoopConfig, StepRng
 from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.objectives.progressive import Progressive
 from flashbulb.distill.objectives.ufogen import UfoGen
@@ -99,11 +99,53 @@ def test_the_step_is_measured_at_the_size_that_is_trained(tiny_sticker, tmp_path
     assert sides == {(side, side)}
 
 
+def test_a_gpu_is_timed_by_its_own_events(monkeypatch):
+    """The work between two events, begun on an idle device and waited for."""
+    said = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            said.append("record")
+
+        def synchronize(self):
+            said.append("wait")
+
+        def elapsed_time(self, end):
+            return 12.5
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append(f"idle {device}"))
+    assert clock(torch.device("cuda:1"))(lambda: said.append("work")) == 12.5
+    assert said == ["idle cuda:1", "record", "work", "record", "wait"]
+    assert 0 < clock(torch.device("cpu"))(lambda: sum(range(10**5))) < 1000
+
+
+def test_the_step_draws_its_numbers_where_the_networks_are(tiny_sticker, tmp_path, monkeypatch):
+    """In a place that is none, as a GPU is to a test, nothing else may be asked for."""
+    asked = []
+
+    def watched(*arguments, **keywords):
+        asked.append(keywords["device"])
+        return StepRng(*arguments, **keywords)
+
+    monkeypatch.setattr("flashbulb.distill.cost.StepRng", watched)
+    run(
+        CostConfig(
+            teacher=str(tiny_sticker), out=str(tmp_path), objective=Progressive(), loop=LOOP, repeats=3
+        )
+    )
+    assert {device.type for device in asked} == {"cuda" if torch.cuda.is_available() else "cpu"}
+
+
 def test_the_figures_follow_from_the_times():
     alone = {"student": 4.0, "teacher": 2.0, "decode": 1.5, "critic": 0.5, "data": 0.6, "optimizer": 0.2}
     rounds = {name: [ms * slow for slow in (1, 2, 10)] for name, ms in alone.items()}
     rounds |= {"step": [9.0, 18.0, 90.0], "average": [0.2, 0.4, 2.0]}  # each round as slow as its parts
-    record = _record(CostConfig(loop=LOOP, repeats=3), rounds, Recorder(), batch=2)
+    record = _record(CostConfig(loop=LOOP, repeats=3, max_ratio=1.2), rounds, Recorder(), batch=2)
+    assert record.limit == 1.2
     assert record.ratio == record.ratio_quartiles[0] == record.ratio_quartiles[1] == pytest.approx(9.2 / 8)
     assert record.sum_core_ms == pytest.approx(8.0)  # the median round took 16 ms for two pictures
     assert record.step_core_ms == pytest.approx(9.2)

@@ -12,6 +12,7 @@ from flashbulb.distill import samplers
 from flashbulb.distill.denoiser import Denoiser, Schedule
 from flashbulb.distill.guidance import ScaleRange, embed_scale, with_scale_input
 from flashbulb.distill.loop import StepRng
+from flashbulb.distill.objectives import halving
 from flashbulb.distill.objectives.base import Batch, World
 from flashbulb.distill.objectives.guided import GuidedFirst, GuidedSecond
 from flashbulb.distill.objectives.halving import Rounds, steps_of
@@ -93,6 +94,20 @@ def test_a_step_of_the_stochastic_grid_lands_where_two_teacher_steps_do():
     far = ddim_step(teacher, SCHEDULE, ddim_step(teacher, SCHEDULE, z, share, middles), middles, ends)
     found = ddim_step(lambda z, t: target, SCHEDULE, z, share, ends)
     torch.testing.assert_close(found, far, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("grid", ["deterministic", "stochastic", "both"])
+def test_stage_two_learns_the_grid_that_it_is_told(monkeypatch, grid):
+    told = []
+    monkeypatch.setattr(halving, "halving_loss", lambda *_, grid: told.append(grid) or torch.zeros(()))
+    network = Denoiser(torch.nn.Linear(1, 1), SCHEDULE)
+    network.scale_width = 256
+    world = World(
+        student=network, teacher=network, vae=None, null_states=torch.zeros(1, 2, 3), real=None,
+        descend=lambda loss, optimizer: None,
+    )  # fmt: skip
+    GuidedSecond(grid=grid).learner(world, batch=2, steps=4).update(0, StepRng(0, 0, 0))
+    assert told == [grid]
 
 
 def test_both_grids_take_part_and_the_deterministic_one_draws_nothing():
