@@ -20,8 +20,8 @@ Floats = npt.NDArray[np.float64]
 class ClipScorer:
     """Scores pictures against their captions by the cosine of their CLIP embeddings."""
 
-    def __init__(self, source: str) -> None:
-        """Open the model, its tokenizer and its picture preparation.
+    def __init__(self, source: str, device: torch.device | str = "cpu") -> None:
+        """Open the model, onto a device, its tokenizer and its picture preparation.
 
         Raises:
             ValueError: when ``source`` is neither a folder nor a Hub id that can be reached.
@@ -37,7 +37,7 @@ class ClipScorer:
                 f"wanted a CLIP folder or Hub id with safetensors, a tokenizer and preprocessor_config.json, "
                 f"got {source!r}: {str(error).splitlines()[0]}"
             ) from error
-        self.model = model.eval().requires_grad_(False)
+        self.model, self.device = model.eval().requires_grad_(False).to(device), device
 
     def __call__(self, pictures: torch.Tensor, captions: Sequence[str]) -> Floats:
         """Return ``100 max(cos, 0)`` for each picture (n, 3, h, w) in [-1, 1] and its caption (eq. 1).
@@ -49,7 +49,7 @@ class ClipScorer:
 
         found = []
         for i in range(0, len(captions), 32):
-            part = to_bytes(pictures[i : i + 32]).permute(0, 2, 3, 1).numpy()
+            part = to_bytes(pictures[i : i + 32]).permute(0, 2, 3, 1).cpu().numpy()
             found.append(self._cosines(list(part), list(captions[i : i + 32])))
         return 100 * torch.cat(found).clamp_min(0).double().numpy()
 
@@ -59,6 +59,6 @@ class ClipScorer:
         tokens = self.tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
         pixels = self.prepare(images=pictures, return_tensors="pt", input_data_format="channels_last")
         with torch.inference_mode():
-            ours = self.model.get_image_features(pixels.pixel_values)
-            theirs = self.model.get_text_features(**tokens)
-        return torch.cosine_similarity(ours, theirs)
+            ours = self.model.get_image_features(pixels.pixel_values.to(self.device))
+            theirs = self.model.get_text_features(**tokens.to(self.device))
+        return torch.cosine_similarity(ours, theirs).cpu()

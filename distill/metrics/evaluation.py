@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from flashbulb.distill.metrics.detail import diversity, high_frequency_ratio, sharpness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator
 
     import torch
 
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 Floats = npt.NDArray[np.float64]
 Features = npt.NDArray[np.float32]
+Array = TypeVar("Array", Features, Floats)
 ARRAYS = ("scores", "repeated", "features", "real", "floor")
+LOOKED_AT = 64
+"""Pictures that are kept as numbers at a time."""
 REPEATED_CAPTIONS = 32
 """Captions of which several pictures are drawn for the diversity."""
 
@@ -105,9 +108,10 @@ class Examiner:
         from flashbulb.distill.metrics.inception import Inception
         from flashbulb.distill.metrics.judge import Eyes, Judge
 
-        clip = ClipScorer(config.clip) if config.clip else None
-        inception = Inception.open(config.inception) if config.inception else None
-        networks: dict[str, Any] = {"judge": Eyes()}
+        device = chosen_device(config.device)
+        clip = ClipScorer(config.clip, device) if config.clip else None
+        inception = Inception.open(config.inception, device) if config.inception else None
+        networks: dict[str, Any] = {"judge": Eyes(device)}
         if inception is not None:
             networks["inception"] = lambda pictures: inception(pictures).numpy()
         if config.prompts:
@@ -131,8 +135,9 @@ class Reference:
     @classmethod
     def of(cls, prompts: Prompts, examiner: Examiner) -> Reference:
         """Look at the real pictures of ``prompts``."""
-        real, floor = ({} if p is None else _look(examiner, p) for p in (prompts.real, prompts.floor))
-        return cls(prompts, real, floor, _real_scores(examiner, prompts, real))
+        real, scores = _real(examiner, prompts)
+        floor = {} if prompts.floor is None else _joined([_look(examiner, p) for p in parts(prompts.floor)])
+        return cls(prompts, real, floor, scores)
 
 
 def evaluate(
@@ -150,9 +155,9 @@ def evaluate(
         config: how it draws; ``config.checkpoint`` plays no part.
         examiner: what looks.
         reference: what is asked for; by default what ``config`` says. Make it once for many checkpoints.
-        on_pictures: called with the pictures (n, 3, h, w) of each seed.
+        on_pictures: called with the pictures (n, 3, h, w) of each seed, some at a time.
     """
-    from flashbulb.distill.metrics.stage import draw_pictures, open_prompts
+    from flashbulb.distill.metrics.stage import drawn, open_prompts
 
     if reference is None:
         prompts = open_prompts(config, examiner.data, checkpoint.image_size)
@@ -162,13 +167,13 @@ def evaluate(
     seeds = tuple(config.seed + 2 * i for i in range(config.seeds))
     scores, features, diversities = [], [], []
     for seed in seeds:
-        pictures = draw_pictures(checkpoint, list(prompts.captions), config, seed=seed)
-        features.append(_look(examiner, pictures))
-        scores.append(measure(examiner, prompts, pictures, features[-1]["judge"]))
-        again = draw_pictures(checkpoint, repeated, config, seed=seed + 1)
-        diversities.append(diversity(examiner.networks["judge"](again), repeated))
-        if on_pictures is not None:
-            on_pictures(pictures)
+        pictures = together(drawn(checkpoint, list(prompts.captions), config, seed=seed))
+        looked, measured = examine(examiner, prompts, pictures, on_pictures=on_pictures)
+        features.append(looked)
+        scores.append(measured)
+        again = together(drawn(checkpoint, repeated, config, seed=seed + 1))
+        judged = np.concatenate([examiner.networks["judge"](part) for part in again])
+        diversities.append(diversity(judged, repeated))
     return Evaluation(
         captions=prompts.captions,
         seeds=seeds,
@@ -180,6 +185,48 @@ def evaluate(
         paired=prompts.paired,
         real_scores=reference.scores,
     )
+
+
+def examine(
+    examiner: Examiner,
+    prompts: Prompts,
+    pictures: Iterable[torch.Tensor],
+    *,
+    real: bool = False,
+    on_pictures: Callable[[torch.Tensor], object] | None = None,
+) -> tuple[dict[str, Features], dict[str, Floats]]:
+    """Return features and measurements of pictures, one a prompt, that come some at a time."""
+    features, found, done = [], [], 0
+    for part in pictures:
+        features.append(_look(examiner, part))
+        asked = prompts.part(done, done + len(part))
+        found.append(measure(examiner, asked, part, features[-1]["judge"], real=real))
+        done += len(part)
+        if on_pictures is not None:
+            on_pictures(part)
+    return _joined(features), _joined(found)
+
+
+def parts(pictures: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield pictures (n, 3, h, w), in [-1, 1] or bytes, as numbers in [-1, 1], some at a time."""
+    import torch
+
+    for part in pictures.split(LOOKED_AT):
+        yield part.float() / 127.5 - 1 if part.dtype == torch.uint8 else part
+
+
+def together(pictures: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Join consecutive pictures until as many are together as networks look at."""
+    import torch
+
+    waiting: list[torch.Tensor] = []
+    for part in pictures:
+        waiting.append(part)
+        if sum(map(len, waiting)) >= LOOKED_AT:
+            yield torch.cat(waiting)
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def measure(
@@ -203,12 +250,33 @@ def _look(examiner: Examiner, pictures: torch.Tensor) -> dict[str, Features]:
     return {name: network(pictures) for name, network in examiner.networks.items()}
 
 
-def _real_scores(examiner: Examiner, prompts: Prompts, real: dict[str, Features]) -> dict[str, float]:
-    """Return what real pictures reach: where they are of the captions, in everything, else in detail."""
+def _joined(found: list[dict[str, Array]]) -> dict[str, Array]:
+    return {name: cast(Array, np.concatenate([part[name] for part in found])) for name in found[0]}
+
+
+def _real(examiner: Examiner, prompts: Prompts) -> tuple[dict[str, Features], dict[str, float]]:
+    """Return the features of real pictures and what they reach: in detail, and in all if of the captions."""
     if prompts.real is None:
-        return {}
-    if prompts.paired:
-        found = measure(examiner, prompts, prompts.real, real["judge"], real=True)
-    else:
-        found = {"sharpness": sharpness(prompts.real), "high_frequency": high_frequency_ratio(prompts.real)}
-    return {name: float(values.mean()) for name, values in found.items()}
+        return {}, {}
+    detail = Examiner(examiner.networks)
+    judges = examiner if prompts.paired else detail
+    features, found = examine(judges, prompts, parts(prompts.real), real=True)
+    return features, {name: float(values.mean()) for name, values in found.items()}
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return the device that ``name`` means: by default a GPU where there is one.
+
+    Raises:
+        ValueError: for no device, or a GPU where there is none.
+    """
+    import torch
+
+    has_gpu = torch.cuda.is_available()
+    try:
+        device = torch.device(name or ("cuda" if has_gpu else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"wanted a device such as cpu, cuda or cuda:1, got {name!r}") from error
+    if device.type == "cuda" and not has_gpu:
+        raise ValueError(f"wanted {name!r}, but PyTorch sees no GPU here; say cpu, or nothing")
+    return device

@@ -133,24 +133,25 @@ BLOCKS = {
 class Inception:
     """FID's Inception: pictures in, 2048 features out."""
 
-    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
-        self.weights = {name: tensor.float() for name, tensor in weights.items()}
+    def __init__(self, weights: dict[str, torch.Tensor], device: torch.device | str = "cpu") -> None:
+        self.weights = {name: tensor.float().to(device) for name, tensor in weights.items()}
+        self.device = device
 
     @classmethod
-    def open(cls, file: str | Path) -> Inception:
-        """Read the weights from a ``.pth`` or ``.safetensors`` file.
+    def open(cls, file: str | Path, device: torch.device | str = "cpu") -> Inception:
+        """Read the weights from a ``.pth`` or ``.safetensors`` file, onto a device.
 
         Raises:
             ValueError: when there is no such file, or it holds other weights.
         """
-        return cls(_read(Path(file)))
+        return cls(_read(Path(file)), device)
 
     def __call__(self, pictures: torch.Tensor) -> torch.Tensor:
         """Return features (n, 2048) of pictures (n, 3, h, w) in [-1, 1], rounded to bytes first."""
         import torch
 
         with torch.inference_mode():
-            parts = [self._features(to_bytes(part)) for part in pictures.split(16)]
+            parts = [self._features(to_bytes(part).to(self.device)).cpu() for part in pictures.split(16)]
         return torch.cat(parts)
 
     def _features(self, x: torch.Tensor) -> torch.Tensor:
@@ -192,9 +193,11 @@ class Inception:
 
 
 def to_bytes(pictures: torch.Tensor) -> torch.Tensor:
-    """Round pictures in [-1, 1] to uint8, as a saved file holds them."""
+    """Round pictures in [-1, 1] to uint8, as a saved file holds them; bytes stay as they are."""
     import torch
 
+    if pictures.dtype == torch.uint8:
+        return pictures
     return ((pictures.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 

@@ -33,10 +33,10 @@ INPUT_SIZE = 128
 class Eyes:
     """The judge's network, EfficientNet-Lite2 of ImageNet: good for pictures of any world."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
         from flashbulb.distill.features import efficientnet
 
-        self.network = efficientnet("lite2")
+        self.network, self.device = efficientnet("lite2").to(device), device
 
     def __call__(self, pictures: torch.Tensor) -> Features:
         """Return pooled features (n, 1280) of pictures (n, 3, h, w) in [-1, 1]."""
@@ -44,9 +44,12 @@ class Eyes:
 
         from flashbulb.distill.features import pooled, to_network
 
+        found = []
         with torch.inference_mode():
-            parts = [pooled(self.network, to_network(p, INPUT_SIZE)) for p in pictures.float().split(64)]
-        return torch.cat(parts).numpy()
+            for part in pictures.split(64):
+                inputs = to_network(part.to(self.device).float(), INPUT_SIZE)
+                found.append(pooled(self.network, inputs).cpu())
+        return torch.cat(found).numpy()
 
 
 class Judge:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from flashbulb.distill.metrics.inception import to_bytes
+
 if TYPE_CHECKING:
     import torch
 
@@ -16,7 +18,7 @@ NUMBERED = re.compile(r"\d{5}\.png")
 
 
 def save_pictures(pictures: torch.Tensor, captions: Sequence[str], folder: Path) -> None:
-    """Save pictures (n, 3, h, w) in [-1, 1] as numbered PNG files beside a ``metadata.jsonl`` of captions.
+    """Save pictures (n, 3, h, w) in [-1, 1], or bytes, as numbered PNG files beside a ``metadata.jsonl``.
 
     The folder is one that captioned training data is read from, too. Numbered pictures of an earlier run are
     removed; other files are left alone.
@@ -32,7 +34,7 @@ def save_pictures(pictures: torch.Tensor, captions: Sequence[str], folder: Path)
     for file in folder.iterdir():
         if NUMBERED.fullmatch(file.name):
             file.unlink()
-    pixels = ((pictures.float() + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = to_bytes(pictures).permute(0, 2, 3, 1).cpu().numpy()
     lines = []
     for number, (picture, caption) in enumerate(zip(pixels, captions, strict=True)):
         name = f"{number:05}.png"

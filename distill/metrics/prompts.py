@@ -21,7 +21,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Prompts:
-    """Captions, and real pictures in [-1, 1] where there are any."""
+    """Captions, and real pictures in [-1, 1] (or bytes) where there are any."""
 
     captions: tuple[str, ...]
     real: torch.Tensor | None = None
@@ -33,6 +33,14 @@ class Prompts:
     stickers: tuple[Sticker, ...] = ()
     """In the sticker world: the sticker that each caption asks for."""
     backgrounds: tuple[str, ...] = ()
+
+    def part(self, begin: int, end: int) -> Prompts:
+        """Return some of the captions and what is known of each, without real pictures."""
+        return Prompts(
+            captions=self.captions[begin:end],
+            stickers=self.stickers[begin:end],
+            backgrounds=self.backgrounds[begin:end],
+        )
 
     def sha256(self) -> str:
         """Return a hash of the captions: checkpoints are compared on the same ones only."""
@@ -121,7 +129,7 @@ def read_real(folder: Path, *, count: int, size: int, seed: int) -> tuple[torch.
 
 
 def load_pictures(files: list[Path], size: int) -> torch.Tensor:
-    """Return pictures (n, 3, size, size) in [-1, 1], cropped to a centred square.
+    """Return pictures (n, 3, size, size) as bytes, cropped to a centred square.
 
     Raises:
         ValueError: when one cannot be read.
@@ -129,7 +137,7 @@ def load_pictures(files: list[Path], size: int) -> torch.Tensor:
     import torch
 
     found = torch.from_numpy(np.stack([_load(file, size) for file in files]))
-    return found.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return found.permute(0, 3, 1, 2)
 
 
 def _load(file: Path, size: int) -> np.ndarray:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import random
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import msgspec
 
 from flashbulb.distill.metrics.bootstrap import Interval
 from flashbulb.distill.metrics.figures import Figure
 from flashbulb.distill.metrics.gates import Gate
+from flashbulb.distill.metrics.inception import to_bytes
 from flashbulb.distill.metrics.pictures import save_pictures
 from flashbulb.distill.samplers import SamplerName
 from flashbulb.distill.timesteps import TimestepName
 
 if TYPE_CHECKING:
     import torch
+    from diffusers import AutoencoderKL
 
     from flashbulb.distill.checkpoint import Checkpoint
     from flashbulb.distill.data.stickers import Sticker, Stickers
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from flashbulb.distill.metrics.prompts import Prompts
 
 MEASUREMENTS = "eval.npz"
+DRAWN_TOGETHER = 32
 
 
 class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -58,6 +62,8 @@ class EvalConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Folder of real pictures to compare with, instead of those that belong to the prompts."""
     inception: str = ""
     """File with FID's Inception weights (pt_inception-2015-12-05): adds FID proper."""
+    device: str = ""
+    """Where networks draw and look: cpu, cuda or cuda:N; default: cuda where there is one, else cpu."""
     clip: str = ""
     """Folder or Hub id of a CLIP: adds the CLIP score."""
     against: str = ""
@@ -131,10 +137,17 @@ def _run(
     references: dict[tuple[Any, ...], Reference],
     against: Evaluation | None,
 ) -> EvalRecord:
+    import torch
+
     from flashbulb.distill.metrics.evaluation import Reference, evaluate
 
     pictures: list[torch.Tensor] = []
     out = Path(config.out)
+
+    def keep(part: torch.Tensor) -> None:  # of the first seed alone, and small: as they are saved
+        if sum(map(len, pictures)) < len(prompts.captions):
+            pictures.append(to_bytes(part))
+
     size = checkpoint.image_size
     key = (config.prompts, config.real, config.split, config.pictures, config.seed, size)
     if key not in references:
@@ -147,15 +160,16 @@ def _run(
         config,
         examiner,
         reference=references[key],
-        on_pictures=pictures.append,
+        on_pictures=keep,
     )
     record = describe(config, checkpoint, prompts, evaluation, against)
     out.mkdir(parents=True, exist_ok=True)
     evaluation.save(out / MEASUREMENTS)
     (out / "eval.json").write_bytes(msgspec.json.format(msgspec.json.encode(record)))
-    save_grid(pictures[0][:96], out / "grid.png")
+    first = torch.cat(pictures)
+    save_grid(first[:96], out / "grid.png")
     (out / "grid.txt").write_text("\n".join(prompts.captions[:96]) + "\n")
-    save_pictures(pictures[0], list(prompts.captions), out / "pictures")
+    save_pictures(first, list(prompts.captions), out / "pictures")
     return record
 
 
@@ -241,46 +255,57 @@ def choose_prompts(data: Stickers, config: EvalConfig) -> tuple[list[Sticker], l
 def draw_pictures(
     checkpoint: Checkpoint, captions: list[str], config: EvalConfig, *, seed: int
 ) -> torch.Tensor:
-    """Draw one picture a caption, as ``config`` says: (n, 3, h, w) in [-1, 1], clamped."""
+    """Draw one picture a caption, as ``config`` says: (n, 3, h, w) in [-1, 1], clamped, on the CPU."""
+    import torch
+
+    return torch.cat(list(drawn(checkpoint, captions, config, seed=seed)))
+
+
+def drawn(
+    checkpoint: Checkpoint, captions: list[str], config: EvalConfig, *, seed: int
+) -> Iterator[torch.Tensor]:
+    """Yield what :func:`draw_pictures` returns, 32 pictures at a time, so that not all need be kept."""
     import torch
 
     from flashbulb.distill.denoiser import Denoiser, Schedule
+    from flashbulb.distill.metrics.evaluation import chosen_device
     from flashbulb.distill.samplers import SAMPLERS
     from flashbulb.distill.text import null_states, text_function, token_ids
     from flashbulb.distill.timesteps import choose_timesteps
 
-    denoiser = Denoiser(checkpoint.load("unet"), Schedule(checkpoint.config("scheduler")))
-    vae: Any = checkpoint.load("vae")
-    encode, scale = text_function(checkpoint), checkpoint.config("vae").get("scaling_factor") or 1.0
-    null, pictures = null_states(checkpoint, encode), []
+    device = chosen_device(config.device)
+    schedule = Schedule(checkpoint.config("scheduler"), device)
+    denoiser, vae = Denoiser(checkpoint.load("unet").to(device), schedule), checkpoint.load("vae").to(device)
+    encode, scale = text_function(checkpoint, device), checkpoint.config("vae").get("scaling_factor") or 1.0
+    null, decode = null_states(checkpoint, encode), cast("AutoencoderKL", vae).decode
     generator = torch.Generator().manual_seed(seed)
     sample = SAMPLERS[config.sampler]
     timesteps = choose_timesteps(config.timesteps, config.steps, denoiser.schedule)
-    for i in range(0, len(captions), 32):
-        states = encode(token_ids(checkpoint, captions[i : i + 32]))[0]
+    for i in range(0, len(captions), DRAWN_TOGETHER):
+        states = encode(token_ids(checkpoint, captions[i : i + DRAWN_TOGETHER]))[0]
         noise = torch.randn((len(states), *checkpoint.latent_shape), generator=generator)
         with torch.inference_mode():
             x0 = sample(
                 denoiser,
-                noise,
+                noise.to(device),
                 states,
                 timesteps,
                 guidance=config.guidance,
                 null_states=null,
                 generator=generator,
             )
-            pictures.append(vae.decode(x0 / scale).sample.clamp(-1, 1))
-    return torch.cat(pictures)
+            pictures: torch.Tensor = decode(x0 / scale).sample.clamp(-1, 1)
+        yield pictures.cpu()
 
 
 def save_grid(pictures: torch.Tensor, file: Path, *, columns: int = 12) -> None:
-    """Save pictures (n, 3, h, w) in [-1, 1] as one PNG."""
+    """Save pictures (n, 3, h, w), in [-1, 1] or bytes, as one PNG."""
     import torch
     from PIL import Image
 
     missing = -len(pictures) % columns
-    padded = torch.cat([pictures, torch.ones(missing, *pictures.shape[1:])])
-    rows = [torch.cat(list(row), 2) for row in padded.split(columns)]
-    grid = ((torch.cat(rows, 1) + 1) * 127.5).round().clamp(0, 255).byte().permute(1, 2, 0).numpy()
+    white = torch.full((missing, *pictures.shape[1:]), 255, dtype=torch.uint8)
+    rows = [torch.cat(list(row), 2) for row in torch.cat([to_bytes(pictures), white]).split(columns)]
+    grid = torch.cat(rows, 1).permute(1, 2, 0).numpy()
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(grid).save(file)

@@ -65,9 +65,11 @@ def figures(checkpoint: Checkpoint, config: EvalConfig, examiner: Examiner, grid
     from flashbulb.distill.metrics.evaluation import evaluate
 
     def keep(pictures: torch.Tensor) -> None:
-        if grid is not None:
+        if grid is not None and not shown:
             save_grid(pictures[:GRID], grid)
+            shown.append(grid)
 
+    shown: list[Path] = []
     found = evaluate(checkpoint, config, examiner, on_pictures=keep)
     return _figures(
         found.features["judge"][0],

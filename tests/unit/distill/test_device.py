@@ -1,14 +1,20 @@
-"""No tensor of a training is made on a device by default: it goes where the networks are.
+"""No tensor of a training or an evaluation is made on a device by default: it goes where the networks are.
 
 Here the networks are on the CPU and the default device is ``meta``, which has no numbers: whatever were made
 without naming a device would end there, and could not be mixed with the rest.
 """
 
+import contextlib
+
 import pytest
 import torch
 
+from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.critic import CriticConfig
 from flashbulb.distill.denoiser import Denoiser, Schedule
+from flashbulb.distill.metrics import inception
+from flashbulb.distill.metrics.judge import Eyes
+from flashbulb.distill.metrics.stage import EvalConfig, draw_pictures
 from flashbulb.distill.objectives.add import Add
 from flashbulb.distill.objectives.base import Batch, Pairs, World
 from flashbulb.distill.objectives.cfg_aware import CfgAware
@@ -54,8 +60,6 @@ def backward(loss, optimizer):
 
 
 def denoiser(tiny_sd):
-    from flashbulb.distill.checkpoint import Checkpoint
-
     checkpoint = Checkpoint.open(tiny_sd)
     return Denoiser(checkpoint.load("unet"), Schedule(checkpoint.config("scheduler")))
 
@@ -80,9 +84,40 @@ def test_teacher_pictures_are_cached_from_where_the_teacher_is(tiny_sd, tmp_path
     assert load_pairs(tmp_path, 64)[2].isfinite().all()
 
 
-def update(tiny_sd, objective):
-    from flashbulb.distill.checkpoint import Checkpoint
+def brought_home(patch):
+    """Let tensors of ``meta`` come to the CPU, as zeros, and count them; all else stays impossible."""
+    plain, found = torch.Tensor.cpu, []
 
+    def cpu(tensor):
+        if tensor.device.type != "meta":
+            return plain(tensor)
+        found.append(tuple(tensor.shape))
+        return torch.zeros(tensor.shape, device="cpu")
+
+    patch.setattr(torch.Tensor, "cpu", cpu)
+    return found
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral"])
+def test_an_evaluation_draws_on_its_device(tiny_sd, monkeypatch, sampler):
+    """What stayed on the CPU could not be mixed with networks that are on ``meta``."""
+    home = brought_home(monkeypatch)
+    monkeypatch.setattr("flashbulb.distill.denoiser.autocast", contextlib.nullcontext)  # has no ``meta``
+    config = EvalConfig(device="meta", steps=2, sampler=sampler, guidance=2.0)
+    found = draw_pictures(Checkpoint.open(tiny_sd), ["a", "b"], config, seed=0)
+    assert home == [tuple(found.shape)] == [(2, 3, 64, 64)]
+    assert found.device.type == "cpu"
+
+
+def test_the_judges_look_on_their_device(tiny_sd, monkeypatch):
+    pictures, home = torch.zeros(3, 3, 32, 32), brought_home(monkeypatch)
+    assert Eyes("meta")(pictures).shape == (3, 1280)
+    weights = {name: torch.zeros(shape) for name, shape in inception.shapes().items()}
+    assert inception.Inception(weights, "meta")(pictures).shape == (3, 2048)
+    assert home == [(3, 1280), (3, 2048)]
+
+
+def update(tiny_sd, objective):
     checkpoint = Checkpoint.open(tiny_sd)
     schedule = Schedule(checkpoint.config("scheduler"))
     world = World(

@@ -53,6 +53,15 @@ def test_it_is_the_cosine_of_transformers_own_forward(folder: Path):
     assert ClipScorer(str(folder))(pictures, CAPTIONS) == pytest.approx(expected.numpy(), abs=1e-3)
 
 
+def test_it_is_computed_on_the_model_s_device(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """What stayed on the CPU could not be mixed with a model that is on ``meta``."""
+    plain = torch.Tensor.cpu
+    monkeypatch.setattr(
+        torch.Tensor, "cpu", lambda t: torch.zeros(t.shape) if t.device.type == "meta" else plain(t)
+    )
+    assert ClipScorer(str(folder), "meta")(torch.zeros(3, 3, 48, 48), CAPTIONS).tolist() == [0, 0, 0]
+
+
 def test_what_is_no_clip_is_refused(tmp_path: Path):
     with pytest.raises(ValueError, match="wanted a CLIP folder or Hub id"):
         ClipScorer(str(tmp_path))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from flashbulb.apps.cli import main
@@ -74,6 +75,9 @@ def test_in_the_sticker_world_real_stickers_stand_beside(tiny_sticker: Path, tmp
     looked = []
 
     class Eyes:
+        def __init__(self, device):
+            assert device.type == ("cuda" if torch.cuda.is_available() else "cpu")
+
         def __call__(self, pictures):
             looked.append(len(pictures))
             return pictures[:, :, ::8, ::8].flatten(1).numpy()
@@ -94,11 +98,26 @@ def test_in_the_sticker_world_real_stickers_stand_beside(tiny_sticker: Path, tmp
     assert first.notes == ("clip_score: no --clip", "fid: no --inception")
 
 
+def test_figures_do_not_depend_on_how_many_pictures_are_kept(world, tiny_sd, tmp_path, monkeypatch):
+    """Drawn in twos and looked at in threes, all are the same; what is saved is the first seed's."""
+    whole = run(options(world, tiny_sd, tmp_path / "a", seeds=2, real=str(world)))
+    monkeypatch.setattr("flashbulb.distill.metrics.evaluation.LOOKED_AT", 3)
+    monkeypatch.setattr("flashbulb.distill.metrics.stage.DRAWN_TOGETHER", 2)
+    again = run(options(world, tiny_sd, tmp_path / "b", seeds=2, real=str(world)))
+    for name, figure in whole.figures.items():
+        assert again.figures[name].value == pytest.approx(figure.value, rel=1e-4), name
+        assert again.figures[name].real == (figure.real and pytest.approx(figure.real, rel=1e-4))
+    first, second = (sorted((tmp_path / name / "pictures").glob("*.png")) for name in "ab")
+    assert len(first) == len(second) == 6
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["--prompts", "absent.txt"], "wanted a file with one caption a line"),
         (["--prompts", "{world}/prompts.jsonl", "--inception", "absent.pth"], "FID's Inception weights"),
+        (["--device", "gpu"], "wanted a device such as cpu, cuda or cuda:1, got 'gpu'"),
         (["--require", "frechet<4"], "such as frechet<=450"),
         (["--prompts", "{world}/prompts.jsonl", "--against", "absent"], "folder of an earlier eval"),
     ],
