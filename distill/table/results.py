@@ -53,7 +53,14 @@ class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Wall-clock seconds of the distillations."""
     teacher_evaluations: int = 0
     """Pictures that the teacher looked at, with and without the text counted apart."""
+    sha256: str = ""
+    """Of the row's ``checkpoint``: what was judged, or the teacher of the first distillation."""
+    precision: str = ""
+    """Numbers that the networks computed with, in training and drawing."""
+    device: str = ""
+    """Name of the processor or GPU."""
     versions: dict[str, str] = {}
+    """Of flashbulb, torch and diffusers."""
 
     @property
     def name(self) -> str:

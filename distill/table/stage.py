@@ -112,18 +112,24 @@ def _finished(row: Row, seed: int, config: TableConfig) -> bool:
 
 
 def _answers(result: Result, row: Row, config: TableConfig) -> bool:
-    """Tell whether a result is of this very recipe and budget."""
+    """Tell whether a result is of this very recipe, budget and checkpoint."""
     budget = config.budget()
-    return result.key == row.key(budget) and still_holds(result.recipe, row.resolved(budget))
+    if result.key != row.key(budget) or not still_holds(result.recipe, row.resolved(budget)):
+        return False
+    return not result.sha256 or result.sha256 == Checkpoint.open(row.checkpoint).sha256()
 
 
 def _run_row(row: Row, seed: int, config: TableConfig) -> None:
+    from flashbulb.distill.cost import device_name
+    from flashbulb.distill.metrics.evaluation import chosen_device
+    from flashbulb.distill.precision import resolved
     from flashbulb.distill.table.judging import judge_draws
 
     out, begun = Path(config.out), time.monotonic()
     log.info("row %s, seed %d: %s", row.id, seed, row.title)
     folders = [out / "work" / f"{row.id}-{seed}-{i}" for i in range(len(row.chain))]
-    checkpoint, evaluations = Checkpoint.open(row.checkpoint), 0
+    checkpoint, device = Checkpoint.open(row.checkpoint), chosen_device("")
+    sha256, evaluations = checkpoint.sha256(), 0 if row.chain else asked_of_teachers(checkpoint)
     for link, folder in zip(row.chain, folders, strict=True):
         checkpoint, looked = _distil(link, checkpoint, folder, seed, config)
         evaluations += looked
@@ -146,6 +152,9 @@ def _run_row(row: Row, seed: int, config: TableConfig) -> None:
             drawn=drawn,
             train_s=round(trained_s, 1),
             teacher_evaluations=evaluations,
+            sha256=sha256,
+            precision=resolved("auto", device.type),
+            device=device_name(device),
             versions={name: metadata.version(name) for name in ("flashbulb", "torch", "diffusers")},
         ),
         out / "results",
@@ -181,6 +190,11 @@ def _distil(
     )
     made = Checkpoint.open(str(student))
     return made, int(made.lineage.entries[-1].metrics.get("teacher_evaluations", 0))
+
+
+def asked_of_teachers(checkpoint: Checkpoint) -> int:
+    """Return how many pictures teachers looked at for a checkpoint, as its lineage says."""
+    return sum(int(entry.metrics.get("teacher_evaluations", 0)) for entry in checkpoint.lineage.entries)
 
 
 def _is_cached(name: str) -> bool:

@@ -7,12 +7,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.table import page
 from flashbulb.distill.table.predictions import DPM_4, PREDICTIONS, TEACHER_1, judge_all
 from flashbulb.distill.table.references import REFERENCES, seen
 from flashbulb.distill.table.results import Drawn, Figures, Result, Spread, Table, load, save
 from flashbulb.distill.table.rows import FILE, Draw, Row, choose, load_rows, stated, still_holds
-from flashbulb.distill.table.stage import TableConfig, run
+from flashbulb.distill.table.stage import TableConfig, asked_of_teachers, run
 
 TEACHER_50 = "ddim 50 guidance 3"
 FAR_BY_ROW = {"add": 400.0, "adv-only": 410.0, "teacher": 900.0, "distill-exp": 1500.0, "random-init": 1600.0}
@@ -276,3 +277,19 @@ def test_measured_results_are_of_the_shipped_rows() -> None:
     for made in found:
         assert made.key == rows[made.row].key(budget), made.name
         assert still_holds(made.recipe, rows[made.row].resolved(budget)), made.name
+    (shipped,) = (made for made in found if made.row == "student")
+    student = Checkpoint.open(rows["student"].checkpoint)
+    assert shipped.sha256 == student.sha256()
+    assert shipped.teacher_evaluations == asked_of_teachers(student) > 0
+
+
+def test_a_result_of_another_checkpoint_is_not_taken_over(tmp_path: Path) -> None:
+    config = TableConfig(rows=("student",), out=str(tmp_path / "out"), minutes=1e-9)
+    (row,) = choose(load_rows(), config.rows)
+    right = Checkpoint.open(row.checkpoint).sha256()
+    for number, (sha256, taken) in enumerate({"": 1, right: 1, "0" * 64: 0}.items()):
+        known, out = tmp_path / f"known-{number}", tmp_path / f"out-{number}"
+        made = result("student", {"euler 1": {}})
+        save(msgspec.structs.replace(made, key=row.key(config.budget()), sha256=sha256), known)
+        run(msgspec.structs.replace(config, known=str(known), out=str(out)))
+        assert len(load(out / "results")) == taken, sha256
