@@ -50,13 +50,13 @@ def runs(tmp_path_factory):
     alone = start(
         [one(out / "whole", name) for name in OBJECTIVES]
         + [one(out / "micro", name, loop={"accumulate": 2}) for name in OBJECTIVES]
-        + [one(out / "more", name, stop=2, loop=often) for name in OBJECTIVES]
+        + [one(out / "more", name, stop=3, loop=often) for name in OBJECTIVES]
     )
     both = start(
         [one(out / "two", name) for name in OBJECTIVES]
-        + [one(out / "fewer", name, stop=2, loop=often) for name in OBJECTIVES]
+        + [one(out / "fewer", name, stop=3, loop=often) for name in OBJECTIVES]
         + [one(out / "sharded", name, loop=shared) for name in OBJECTIVES]
-        + [one(out / "gathered", name, stop=2, loop=often | shared) for name in OBJECTIVES],
+        + [one(out / "gathered", name, stop=3, loop=often | shared) for name in OBJECTIVES],
         processes=2,
     )
     finish(alone + both)

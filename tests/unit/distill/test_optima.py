@@ -274,6 +274,18 @@ def test_ufogen_ends_at_the_real_latents(tiny_sd):
     close(student.colour, WANTED, atol=0.05)
 
 
+def test_ufogen_s_critic_alone_leads_to_the_real_latents(tiny_sd):
+    """Without reconstruction nothing but the critic tells where the data is."""
+    from flashbulb.distill.checkpoint import Checkpoint
+
+    torch.manual_seed(0)
+    student = Net(colours, colour=torch.tensor([-0.5, 0.5, -0.5, 0.5]))
+    made = world(student, Checkpoint.open(tiny_sd).load("unet"), real=plain)
+    before = (student.colour.detach() - WANTED).norm()
+    train(UfoGen(learning_rate=0.02, critic_rate=2e-3, reconstruction=0), made, 80, batch=4)
+    assert (student.colour.detach() - WANTED).norm() < before / 2
+
+
 def test_the_stochastic_sampler_keeps_the_forward_process():
     """Its noise back up from s to k is q(z_k | z_s): mean sqrt(A_k / A_s) z_s and variance 1 - A_k / A_s."""
     seen = []
