@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flashbulb.distill.guidance import embed_scale
 from flashbulb.distill.precision import autocast
-from flashbulb.distill.schedule import PredictionType, alphas_cumprod
+from flashbulb.distill.schedule import alphas_cumprod, prediction_of
 from flashbulb.distill.text import added_width, split_states
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Schedule:
         products = torch.from_numpy(alphas_cumprod(scheduler_config))
         self.alphas = products.sqrt().float().to(device)
         self.sigmas = (1 - products).sqrt().float().to(device)
-        self.prediction: PredictionType = scheduler_config.get("prediction_type", "epsilon")
+        self.prediction = prediction_of(scheduler_config)
 
     @property
     def terminal(self) -> int:

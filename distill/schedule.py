@@ -33,6 +33,24 @@ def betas(scheduler_config: dict[str, Any]) -> npt.NDArray[np.float64]:
     Raises:
         ValueError: for a beta schedule that Stable Diffusion checkpoints do not use.
     """
+    plain = _betas(scheduler_config)
+    return zero_terminal(plain) if scheduler_config.get("rescale_betas_zero_snr") else plain
+
+
+def zero_terminal(plain: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return betas whose alphas end at zero: shifted, and scaled to begin as before (2305.08891, alg. 1).
+
+    Raises:
+        ValueError: for betas that leave nothing to scale.
+    """
+    alphas = np.sqrt(np.cumprod(1.0 - plain))
+    if not alphas[0] > alphas[-1]:
+        raise ValueError("wanted at least two betas that add noise to rescale_betas_zero_snr, got fewer")
+    products = ((alphas - alphas[-1]) * alphas[0] / (alphas[0] - alphas[-1])) ** 2
+    return np.append(1.0 - products[0], 1.0 - products[1:] / products[:-1])
+
+
+def _betas(scheduler_config: dict[str, Any]) -> npt.NDArray[np.float64]:
     listed = scheduler_config.get("trained_betas")
     if listed is not None:
         return _listed(listed)
@@ -74,7 +92,26 @@ def ending_at(scheduler_config: dict[str, Any], timestep: int | None) -> dict[st
     if timestep == len(whole) - 1:
         return scheduler_config
     kept = [float(beta) for beta in whole[: timestep + 1]]
-    return scheduler_config | {"trained_betas": kept, "num_train_timesteps": timestep + 1}
+    cut = {"trained_betas": kept, "num_train_timesteps": timestep + 1}
+    rescaled = "rescale_betas_zero_snr" in scheduler_config  # the betas that are written out are so already
+    return scheduler_config | cut | ({"rescale_betas_zero_snr": False} if rescaled else {})
+
+
+def prediction_of(scheduler_config: dict[str, Any]) -> PredictionType:
+    """Return what the network of a diffusers scheduler config predicts; diffusers' default is the noise.
+
+    Raises:
+        ValueError: for something else, and for noise where the last timestep holds nothing but noise.
+    """
+    found = scheduler_config.get("prediction_type", "epsilon")
+    if found not in get_args(PredictionType):
+        raise ValueError(f"wanted prediction_type in {get_args(PredictionType)}, got {found!r}")
+    if found == "epsilon" and scheduler_config.get("rescale_betas_zero_snr"):
+        raise ValueError(
+            "wanted v_prediction or sample with rescale_betas_zero_snr, got epsilon: predicted noise tells "
+            "nothing of the picture where alpha is zero; set rescale_betas_zero_snr to false"
+        )
+    return cast(PredictionType, found)
 
 
 def _number(config: dict[str, Any], name: str, default: float | None = None) -> float:
@@ -123,14 +160,11 @@ def one_step(
     t = len(products) - 1 if timestep is None else timestep
     if not 0 <= t < len(products):
         raise ValueError(f"wanted a timestep in 0..{len(products) - 1}, got {t}")
-    prediction = scheduler_config.get("prediction_type", "epsilon")
-    if prediction not in get_args(PredictionType):
-        raise ValueError(f"wanted prediction_type in {get_args(PredictionType)}, got {prediction!r}")
     return OneStep(
         timestep=t,
         alpha=float(products[t] ** 0.5),
         sigma=float((1.0 - products[t]) ** 0.5),
-        prediction_type=prediction,
+        prediction_type=prediction_of(scheduler_config),
         latent_scale=_number(vae_config, "scaling_factor", 1.0) or 1.0,
         latent_shift=_number(vae_config, "shift_factor", 0.0),
     )

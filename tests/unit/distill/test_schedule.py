@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from flashbulb.distill.denoiser import Denoiser, Schedule
 from flashbulb.distill.samplers import ddim, renoise, trailing
-from flashbulb.distill.schedule import OneStep, alphas_cumprod, one_step
+from flashbulb.distill.schedule import OneStep, alphas_cumprod, ending_at, one_step
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -21,6 +21,52 @@ def test_alphas_equal_diffusers(kind):
 def test_unknown_schedule_is_named():
     with pytest.raises(ValueError, match="squaredcos"):
         alphas_cumprod(SD | {"beta_schedule": "squaredcos_cap_v2"})
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_betas_rescaled_to_zero_terminal_snr_equal_diffusers(listed):
+    plain = SD | ({"trained_betas": np.linspace(1e-3, 0.02, 300).tolist()} if listed else {})
+    config = plain | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    theirs = DDIMScheduler(**config).alphas_cumprod.numpy()
+    ours = alphas_cumprod(config)
+    assert ours[-1] == theirs[-1] == 0
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-7)
+    assert not np.allclose(ours, alphas_cumprod(plain), rtol=1e-2)
+    cut = ending_at(config, 199)
+    np.testing.assert_allclose(alphas_cumprod(cut), ours[:200])
+    np.testing.assert_allclose(DDIMScheduler(**cut).alphas_cumprod.numpy(), ours[:200], rtol=1e-3)
+    with pytest.raises(ValueError, match="at least two betas"):
+        alphas_cumprod(config | {"trained_betas": [0.1]})
+
+
+def test_a_student_of_zero_terminal_snr_draws_what_diffusers_draws():
+    config = SD | {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+    denoiser, noise, states = (
+        Denoiser(Linear(), Schedule(config)),
+        torch.randn(3, 4, 8, 8),
+        torch.randn(3, 5, 6),
+    )
+    scheduler = DDIMScheduler(**config, timestep_spacing="trailing", clip_sample=False, set_alpha_to_one=True)
+    scheduler.set_timesteps(4)
+    z = noise
+    for t in scheduler.timesteps:
+        z = scheduler.step(denoiser.unet(z, t.expand(3), states).sample, t, z).prev_sample
+    torch.testing.assert_close(ddim(denoiser, noise, states, trailing(4)), z, rtol=1e-3, atol=1e-3)
+    one = one_step(config, {})
+    assert (one.alpha, one.sigma, one.coefficients()) == (0, 1, (0, -1))
+
+
+@pytest.mark.parametrize("wrong", ["flow_prediction", "v-prediction", "eps", None, ["epsilon"]])
+def test_a_prediction_type_that_is_none_of_ours_is_named(wrong):
+    for reading in (Schedule, lambda config: one_step(config, {})):
+        with pytest.raises(ValueError, match=r"wanted prediction_type in .*epsilon.*got"):
+            reading(SD | {"prediction_type": wrong})
+
+
+def test_predicted_noise_at_zero_terminal_snr_is_refused():
+    for reading in (Schedule, lambda config: one_step(config, {})):
+        with pytest.raises(ValueError, match="set rescale_betas_zero_snr to false"):
+            reading(SD | {"rescale_betas_zero_snr": True})
 
 
 def test_terminal_constants_of_stable_diffusion():
