@@ -63,9 +63,15 @@ def halving_learner(
     guide: Guide,
     grid: Grid = "deterministic",
 ) -> Learner:
-    """Return the learner; the teacher is part of its state, because the student of a round replaces it."""
+    """Return the learner; the teacher is part of its state, because the student of a round replaces it.
+
+    Raises:
+        ValueError: for several rounds of a student that cannot take the teacher's place.
+    """
     import torch
 
+    if rounds.count > 1:
+        _must_be_of_one_form(world)
     student, teacher = world.student.unet, world.teacher.unet
     optimizer = torch.optim.AdamW(
         student.parameters(), lr=learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
@@ -81,6 +87,27 @@ def halving_learner(
 
     modules = {"student": student, "teacher": teacher}
     return Learner(modules=modules, optimizers={"student": optimizer}, update=update)
+
+
+def _must_be_of_one_form(world: World) -> None:
+    """Refuse a student whose weights mean nothing to the teacher's network: they are copied there."""
+    import torch
+
+    student, teacher = world.student, world.teacher
+    shapes = ({k: v.shape for k, v in d.unet.state_dict().items()} for d in (student, teacher))
+    told = [d.schedule.prediction for d in (student, teacher)]
+    if len({str(s) for s in shapes}) > 1:
+        unlike = "of another architecture"
+    elif told[0] != told[1]:
+        unlike = f"that predicts {told[0]} where the teacher predicts {told[1]}"
+    elif not torch.equal(student.schedule.alphas, teacher.schedule.alphas):
+        unlike = "with another noise schedule"
+    else:
+        return
+    raise ValueError(
+        f"wanted a student of the teacher's own form, because it teaches the next round; got one {unlike}; "
+        "leave student empty, or set rounds to a single one"
+    )
 
 
 def halving_loss(

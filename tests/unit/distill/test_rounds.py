@@ -1,5 +1,6 @@
 """Rounds of halving: the student of one teaches the next, guidance enters with the first."""
 
+import msgspec
 import pytest
 import torch
 
@@ -86,6 +87,33 @@ def test_two_rounds_end_at_the_composed_optimum():
     ):
         gaps = (abs(part[-1] - right[-1]) for part, right in ((other.a, best.a), (other.b, best.b)))
         assert max(gaps) > 0.05
+
+
+class Deeper(Table):
+    """A network with one weight more."""
+
+    def __init__(self):
+        super().__init__()
+        self.more = torch.nn.Parameter(torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("student", "config", "unlike"),
+    [
+        (Deeper(), {}, "of another architecture"),
+        (
+            Table(),
+            {"prediction_type": "v_prediction"},
+            "predicts v_prediction where the teacher predicts sample",
+        ),
+        (Table(), {"beta_end": 0.02}, "with another noise schedule"),
+    ],
+)
+def test_a_student_that_cannot_teach_the_next_round_is_refused_at_the_start(student, config, unlike):
+    made = msgspec.structs.replace(world(), student=Denoiser(student, Schedule(SD | config)))
+    with pytest.raises(ValueError, match=unlike):
+        Progressive(rounds=Rounds(first=2, last=1)).learner(made, batch=2, steps=4)
+    Progressive(rounds=Rounds(first=2, last=2)).learner(made, batch=2, steps=4)  # it never has to
 
 
 def test_a_run_killed_within_a_round_goes_on_with_the_teacher_of_that_round(tmp_path):
