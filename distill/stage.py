@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.data.base import DataOptions
+from flashbulb.distill.likeness import must_read_alike
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
@@ -46,7 +47,9 @@ class DistillConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     teacher: str = "embedded:teacher"
     """Teacher: diffusers folder, Hub id or embedded:teacher."""
     student: str = ""
-    """Checkpoint whose UNet the student starts from; default: the teacher's."""
+    """Checkpoint whose UNet the student starts from; default: the teacher's. It may be smaller than that and
+    predict something else, but must read the same latents and text; ``progressive`` and ``guided-2`` of more
+    than one round want the teacher's own form."""
     data: str = "embedded"
     """Captioned pictures: 'embedded', a folder of them, shards.tar, tables.parquet or hub:owner/name."""
     data_options: DataOptions = DataOptions()
@@ -89,8 +92,8 @@ def _check(config: DistillConfig) -> None:
     from flashbulb.distill.descent import part_of_batch
     from flashbulb.distill.distributed import planned
 
-    for checkpoint in filter(None, (config.teacher, config.student)):
-        Checkpoint.open(checkpoint)
+    opened = [Checkpoint.open(source) for source in (config.teacher, config.student) if source]
+    must_read_alike(opened[0], opened[-1])
     part_of_batch(config.loop, planned(config.processes))
     check_source(config.data, config.data_options)
     config.objective.check()
