@@ -50,7 +50,17 @@ def flow(steps: int, schedule: Schedule) -> list[int]:
 
 
 def choose_timesteps(name: TimestepName, steps: int, schedule: Schedule) -> list[int]:
-    """Return the set of ``steps`` timesteps that goes by ``name``."""
+    """Return the set of ``steps`` timesteps that goes by ``name``.
+
+    Raises:
+        ValueError: for a set that the schedule is too short for.
+    """
     if name == "flow":
         return flow(steps, schedule)
-    return (trailing if name == "trailing" else sgm)(steps, schedule.terminal + 1)
+    found = (trailing if name == "trailing" else sgm)(steps, schedule.terminal + 1)
+    if min(found) < 0 or len(set(found)) < steps:
+        raise ValueError(
+            f"wanted {steps} {name} timesteps within 0..{schedule.terminal}, each once, got {found}; "
+            "take fewer steps" + ("" if name == "trailing" else ", or trailing timesteps")
+        )
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from flashbulb.distill.augment import Changes
     from flashbulb.distill.critic import Critic
     from flashbulb.distill.loop import StepRng
+
+log = logging.getLogger(__name__)
 
 Weight = Annotated[float, msgspec.Meta(ge=0)]
 UNWANTED = (
@@ -68,10 +71,11 @@ class Add(Objective, frozen=True, tag="add"):
     start: Literal["pretrained", "random"] = "pretrained"
     """What the student starts from: the checkpoint's weights, or none (the paper's table 1 e)."""
     timesteps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (249, 499, 749, 999)
-    """Student timesteps; the last one gets pure noise (zero terminal SNR)."""
+    """Student timesteps, in any order; the last one gets pure noise (zero terminal SNR)."""
     conditioning_timestep: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Timestep that the student is told for pure noise instead, for instance 399, where an error of the noise
-    weighs 1.2 in x0 and not 14.6 as at 999. Its schedule ends there; later ``timesteps`` fall away."""
+    weighs 1.2 in x0 and not 14.6 as at 999. Its schedule ends there; later ``timesteps`` fall away, with a
+    warning."""
     terminal_share: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     """Share of the batch at the last timestep, the one that a one-step generator uses."""
     teacher_range: tuple[float, float] = (0.02, 0.98)
@@ -111,6 +115,12 @@ class Add(Objective, frozen=True, tag="add"):
     def __post_init__(self) -> None:
         if self.weighting == "nfsd" and self.teacher_steps != 1:
             raise ValueError(f"weighting nfsd takes one teacher step, got teacher_steps {self.teacher_steps}")
+        low, high = self.teacher_range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"wanted a teacher_range of 0 <= low < high <= 1, got {low} and {high}")
+        if min(self.timesteps) < 0:
+            raise ValueError(f"wanted timesteps of 0 and more, got {list(self.timesteps)}")
+        msgspec.structs.force_setattr(self, "timesteps", tuple(sorted(self.timesteps)))
 
     @property
     def negative_prompt(self) -> str | None:
@@ -148,6 +158,8 @@ class Add(Objective, frozen=True, tag="add"):
 
         from flashbulb.distill.critic import Critic
 
+        if dropped := [t for t in self.timesteps if t > self.last_timestep]:
+            log.warning("the schedule ends at %d: timesteps %s fall away", self.last_timestep, dropped)
         critic = Critic(world.null_states.shape[-1], self.critic).to(world.device) if self.adv else None
         student = world.student.unet
         modules: dict[str, torch.nn.Module] = {"student": student}

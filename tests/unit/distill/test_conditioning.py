@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, StableDiffusionPipeline
@@ -16,6 +17,7 @@ from flashbulb.distill.objectives.ufogen import UfoGen
 from flashbulb.distill.samplers import trailing
 from flashbulb.distill.schedule import alphas_cumprod, ending_at, one_step
 from flashbulb.distill.stage import DistillConfig, run
+from flashbulb.distill.timesteps import choose_timesteps
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 EARLY = 399
@@ -54,6 +56,50 @@ def test_an_error_of_the_noise_weighs_less_at_the_earlier_timestep():
 def test_the_objective_says_where_its_student_ends(objective):
     assert objective(conditioning_timestep=EARLY).last_timestep == EARLY
     assert objective().last_timestep in (None, 999)
+
+
+def test_timesteps_may_be_given_in_the_published_order():
+    assert Add(timesteps=(999, 749, 499, 249)) == Add(timesteps=(249, 499, 749, 999))
+    assert Add(timesteps=(999, 749, 499, 249)).last_timestep == 999
+    decoded = msgspec.convert({"type": "add", "timesteps": [399, 99]}, Add)
+    assert (decoded.timesteps, decoded.last_timestep) == ((99, 399), 399)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"timesteps": (-5, 999)}, r"timesteps of 0 and more, got \[-5, 999\]"),
+        ({"teacher_range": (0.98, 0.02)}, "0 <= low < high <= 1, got 0.98 and 0.02"),
+        ({"teacher_range": (0.5, 0.5)}, "low < high"),
+        ({"teacher_range": (-0.1, 0.5)}, "low < high"),
+        ({"teacher_range": (0.5, 1.1)}, "low < high"),
+    ],
+)
+def test_timesteps_and_ranges_that_no_schedule_has_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Add(**wrong)
+
+
+def test_timesteps_that_fall_away_are_logged(caplog):
+    world = type("World", (), {"student": Denoiser(torch.nn.Linear(1, 1), Schedule(SD))})
+    Add(adv=0, conditioning_timestep=EARLY).learner(world, batch=2, steps=2)
+    assert "ends at 399: timesteps [499, 749, 999] fall away" in caplog.text
+    caplog.clear()
+    Add(adv=0).learner(world, batch=2, steps=2)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "terminal"), [("sgm", 4, 249), ("trailing", 8, 3), ("sgm", 3, 100)]
+)
+def test_timesteps_that_a_short_schedule_does_not_have_are_refused(name, steps, terminal):
+    schedule = Schedule(ending_at(SD, terminal))
+    with pytest.raises(
+        ValueError, match=rf"wanted {steps} {name} timesteps within 0\.\.{terminal}.*fewer steps"
+    ):
+        choose_timesteps(name, steps, schedule)
+    assert choose_timesteps("trailing", 4, Schedule(ending_at(SD, 3))) == [3, 2, 1, 0]
+    assert choose_timesteps("sgm", 3, Schedule(ending_at(SD, 249))) == [249, 149, 49]
 
 
 def test_training_shows_pure_noise_at_the_earlier_timestep_only():
