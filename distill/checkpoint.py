@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-HUB_PATTERNS = ("*.json", "*.txt", "*.safetensors", "*/*.json", "*/*.txt", "*/*.safetensors")
+HUB_PATTERNS = ("*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors")
+"""What is fetched of a Hub repository; weights at its root are the same model once more, as a single file."""
 MODULE_FOLDERS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
 
@@ -203,7 +204,9 @@ class Checkpoint:
         """
         temporary = out.with_name(f".{out.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(self.path, temporary, ignore=shutil.ignore_patterns("lineage.json", *(replace or {})))
+        # Weights at the root are the same model as a single file: nobody's who opens a folder.
+        left = {"lineage.json", *(replace or {}), *(file.name for file in _weights(self.path))}
+        shutil.copytree(self.path, temporary, ignore=lambda at, _: left if Path(at) == self.path else ())
         for folder, module in (replace or {}).items():
             _save_module(module, temporary / folder, stored_dtype(self.path / folder) if keep_dtype else None)
         if scheduler:
@@ -245,7 +248,7 @@ def replace_folder(temporary: Path, out: Path) -> None:
 
 
 def stored_dtype(folder: Path) -> str:
-    """Return ``float16`` or ``float32``: the dtype of the first tensor in a folder's safetensors."""
+    """Return ``float16`` or ``float32``: whether the weights that diffusers opens in a folder hold halves."""
     kinds = {tensor.dtype for tensor in safetensors_header(_weights(folder)[0]).values()}
     return "float16" if "F16" in kinds else "float32"
 
@@ -265,7 +268,8 @@ def _save_module(module: torch.nn.Module, folder: Path, dtype: str | None) -> No
 
 
 def _weights(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.safetensors"))
+    """Return the weights of a folder, those without a variant in their name (``.fp16.``) first."""
+    return sorted(folder.glob("*.safetensors"), key=lambda file: ("." in file.stem, file.name))
 
 
 def _download(source: str, revision: str | None) -> Path:

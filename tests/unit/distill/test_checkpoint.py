@@ -5,8 +5,15 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub.utils import filter_repo_objects
 
-from flashbulb.distill.checkpoint import Checkpoint, CheckpointError, replace_folder
+from flashbulb.distill.checkpoint import (
+    HUB_PATTERNS,
+    Checkpoint,
+    CheckpointError,
+    replace_folder,
+    stored_dtype,
+)
 from flashbulb.distill.untrusted_folder import index_faults
 
 
@@ -46,6 +53,42 @@ def test_derive_writes_what_diffusers_opens(tiny_sd, tmp_path):
     assert (entry.stage, entry.parent_sha256, entry.metrics) == ("test", parent.sha256(), {"m": 1.5})
     assert child.sha256() != parent.sha256()
     assert str(tmp_path.parent) not in (child.path / "unet" / "config.json").read_text()
+
+
+@pytest.fixture
+def hub_like(copy):
+    """As on the Hub: a half-precision variant beside the weights, single-file models at the root."""
+    from safetensors.torch import load_file, save_file
+
+    for part, name in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        tensors = load_file(copy / part / f"{name}.safetensors")
+        save_file({k: v.half() for k, v in tensors.items()}, copy / part / f"{name}.fp16.safetensors", {})
+    for name in ("v1-5-pruned.safetensors", "model.safetensors"):
+        save_file(load_file(copy / "unet" / "diffusion_pytorch_model.safetensors"), copy / name)
+    return copy
+
+
+def test_weights_at_the_root_stay_behind(hub_like, tmp_path):
+    parent = Checkpoint.open(hub_like)
+    child = parent.derive(tmp_path / "child", stage="test", config={}, replace={"unet": parent.load("unet")})
+    assert not list(child.path.glob("*.safetensors"))
+    assert (child.path / "text_encoder" / "model.safetensors").is_file()
+    assert [f.name for f in (child.path / "unet").glob("*.safetensors")] == [
+        "diffusion_pytorch_model.safetensors"
+    ]
+    listing = ["v1-5-pruned.safetensors", "model_index.json", "unet/config.json", "unet/model.safetensors"]
+    assert list(filter_repo_objects(listing, allow_patterns=list(HUB_PATTERNS))) == listing[1:]
+
+
+def test_weights_keep_the_dtype_of_the_file_that_is_opened_not_of_a_variant(hub_like, tmp_path):
+    assert stored_dtype(hub_like / "unet") == stored_dtype(hub_like / "text_encoder") == "float32"
+    parent = Checkpoint.open(hub_like)
+    unet = parent.load("unet")
+    child = parent.derive(tmp_path / "child", stage="test", config={}, replace={"unet": unet})
+    assert stored_dtype(child.path / "unet") == "float32"
+    for file in hub_like.glob("unet/*model.safetensors"):
+        file.unlink()
+    assert stored_dtype(hub_like / "unet") == "float16"
 
 
 def test_lineage_is_appended_to_never_rewritten(tiny_sd, tmp_path):
