@@ -46,6 +46,10 @@ class CriticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """Changes that real and drawn pictures go through alike (DiffAug): color, translation, cutout, crop."""
     condition: Literal["none", "text", "image", "both"] = "text"
     """What the logits are projected on (table 1 b): nothing, the caption, the real picture, or both."""
+    scale: Literal["raw", "unit"] = "unit"
+    """How long the vectors are that are told: ``unit`` makes the text's and the picture's alike, of mean
+    square 1; ``raw`` leaves the pooled text as long as it is beside a picture's vector of length 1, so that
+    of ``both`` hardly more than the text is heard."""
     image_at_terminal: Literal["null", "keep"] = "null"
     """Whether the picture's vector stays where the student saw none of it: pure noise."""
     r1: Literal["head", "pixel"] = "head"
@@ -97,14 +101,22 @@ class Critic:
         """
         import torch
 
-        parts = [text] if "text" in self.told else []
+        parts = [self._scaled(text)] if "text" in self.told else []
         if "image" in self.told:
             if pictures is None:
                 raise ValueError(f"condition {self.config.condition!r} wants real pictures, got none")
-            image = self.witness.summary(pictures)
+            image = self._scaled(self.witness.summary(pictures))
             lost = terminal & (self.config.image_at_terminal == "null")
             parts.append(torch.where(lost[:, None], 0.0, image))
         return torch.cat(parts, 1) if parts else text.new_ones(len(text), 1)
+
+    def _scaled(self, vectors: torch.Tensor) -> torch.Tensor:
+        """Return vectors (b, d) at the length of the configuration: sqrt(d), or their own."""
+        import torch
+
+        if self.config.scale == "raw":
+            return vectors
+        return torch.nn.functional.normalize(vectors, dim=1) * vectors.shape[1] ** 0.5
 
     def read(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Return what the heads make of feature maps before any condition; one reading serves several."""

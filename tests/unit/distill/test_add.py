@@ -253,11 +253,23 @@ def test_the_critic_is_told_what_its_recipe_says(condition, width):
     assert torch.equal(told, other) == (condition in ("none", "image"))
     if "image" in critic.told:
         assert not told[0, -1280:].any()  # the student saw nothing of that picture
-        assert told[1, -1280:].norm() == pytest.approx(1, abs=1e-4)
+        assert told[1, -1280:].norm() == pytest.approx(1280**0.5, rel=1e-4)
         kept = Critic(12, CriticConfig(condition=condition, image_at_terminal="keep"))
         assert kept.condition(text, pictures, torch.ones(3, dtype=torch.bool))[0, -1280:].any()
         with pytest.raises(ValueError, match="wants real pictures"):
             critic.condition(text, None, torch.zeros(3, dtype=torch.bool))
+
+
+@pytest.mark.parametrize(("scale", "lengths"), [("unit", (12**0.5, 1280**0.5)), ("raw", (16.5, 1.0))])
+def test_text_and_picture_are_told_at_one_scale_or_raw(scale, lengths):
+    """At one scale each number that is told has mean square 1; raw, the text is longer by far."""
+    critic = Critic(12, CriticConfig(condition="both", scale=scale))
+    text = 16.5 * torch.nn.functional.normalize(torch.randn(3, 12), dim=1)
+    told = critic.condition(text, torch.rand(3, 3, 64, 64), torch.zeros(3, dtype=torch.bool))
+    for part, length in zip((told[:, :12], told[:, 12:]), lengths, strict=True):
+        assert part.norm(dim=1).tolist() == pytest.approx([length] * 3, rel=1e-4)
+    rms = [part.square().mean().sqrt().item() for part in (told[:, :12], told[:, 12:])]
+    assert (rms == pytest.approx([1, 1], rel=1e-4)) == (scale == "unit")
 
 
 def test_r1_at_the_pixels_reaches_the_heads_through_the_frozen_network(world):

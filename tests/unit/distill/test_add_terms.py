@@ -20,7 +20,7 @@ SD = {
     "beta_schedule": "scaled_linear",
     "prediction_type": "epsilon",
 }
-SHAPE, SMALL = (4, 4, 4), CriticConfig(input_size=32)
+SHAPE, SMALL = (4, 4, 4), CriticConfig(input_size=32, scale="raw")
 
 
 class Told(torch.nn.Module):

@@ -95,7 +95,9 @@ def test_the_vector_of_a_picture_is_the_normed_class_token(tmp_path):
 
 def test_a_second_network_may_look_at_the_real_picture(tmp_path):
     small, large = write("dinov2", tmp_path / "s"), write("dinov2", tmp_path / "l", width=40)
-    critic = Critic(12, CriticConfig(features=small, image_features=large, input_size=56, condition="image"))
+    critic = Critic(
+        12, CriticConfig(features=small, image_features=large, input_size=56, condition="image", scale="raw")
+    )
     assert critic.frozen.widths == (24,) * 5
     pictures = torch.rand(2, 3, 56, 56)
     told = critic.condition(torch.randn(2, 12), pictures, torch.zeros(2, dtype=torch.bool))
