@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from flashbulb.export.bundle import read_bundle
-from flashbulb.runtimes.records import RegressionRecord, Report
-from flashbulb.runtimes.stage import CheckConfig, check
+from flashbulb.runtimes.merge import merge
+from flashbulb.runtimes.records import RegressionRecord, Report, write_report
+from flashbulb.runtimes.stage import BenchConfig, CheckConfig, bench, check
 
 pytest.importorskip("onnxruntime")
 pytestmark = pytest.mark.slow
@@ -46,6 +47,16 @@ def test_a_bundle_keeps_up_with_itself(sticker_bundle: Path) -> None:
     assert [r.sentence for r in found if r.verdict != "pass"] == []
     (slowdown,) = [r for r in found if r.kind == "slowdown"]
     assert slowdown.method == "interleaved" and 0.33 < (slowdown.value or 0) < 3.0
+    assert report.ok, report.failures
+
+
+def test_a_joined_report_is_a_baseline_for_times_and_parity(sticker_bundle: Path, tmp_path: Path) -> None:
+    timed = bench(BenchConfig(bundle=str(sticker_bundle), engine="ort", threads=1, runs=50))
+    path = write_report(merge([checked(sticker_bundle), timed]), tmp_path / "earlier.json")
+    report = checked(sticker_bundle, baseline=str(path), max_slowdown=3.0, max_db_drop=1.0)
+    found = regressions(report)
+    assert {(r.kind, r.method) for r in found} == {("slowdown", "record"), ("db_drop", "record")}
+    assert [r.sentence for r in found if r.verdict != "pass"] == []
     assert report.ok, report.failures
 
 
