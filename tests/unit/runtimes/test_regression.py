@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from flashbulb.export.bundle import Bundle
+from flashbulb.export.bundle import Bundle, write_manifest
 from flashbulb.runtimes import regression
 from flashbulb.runtimes.drops import CEILING_DB, db_drops, twin_drops
 from flashbulb.runtimes.race import LOOKS, Race, _look, race
@@ -385,6 +385,28 @@ def test_an_engine_that_only_the_baseline_has_is_an_open_question(
     assert "executorch: the baseline has it, this bundle does not" in found["executorch"].sentence
     narrowed = msgspec.structs.replace(LIMITS, narrowed=True)  # as when one engine was asked for
     assert len(list(open_baseline(path, narrowed).compare(bundle, [world.Engine()], []))) == 1
+
+
+@pytest.mark.parametrize("earlier", ["report", "bundle"])
+def test_a_check_compares_twins_with_those_of_the_baseline(
+    bundle: Bundle, world: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: str
+) -> None:
+    import shutil
+
+    limits = Limits(max_db_drop=3.0)
+    path = write_report(msgspec.structs.replace(report(), sanity=(twin("unet", 123.0),)), tmp_path / "old")
+    if earlier == "bundle":
+        path = Path(shutil.copytree(bundle.root, tmp_path / "earlier"))
+        coreml = [msgspec.structs.replace(a, backend="coreml") for a in bundle.manifest.artifacts]
+        write_manifest(msgspec.structs.replace(bundle.manifest, artifacts=tuple(coreml)), path)
+        monkeypatch.setattr(regression, "program_gates", lambda *_: [twin("unet", 123.0)])
+        monkeypatch.setattr(regression.Baseline, "parity", lambda self, engines: [])
+    baseline = open_baseline(str(path), limits)
+    assert baseline is not None
+    found = baseline.compare(bundle, [world.Engine()], [twin("unet", 119.0)])
+    assert [r.verdict for r in found if r.subject == "twin of unet"] == ["fail"]
+    narrowed = msgspec.structs.replace(baseline, limits=msgspec.structs.replace(limits, narrowed=True))
+    assert not [r for r in narrowed.compare(bundle, [world.Engine()], []) if "twin" in r.subject]
 
 
 def test_a_format_that_only_the_earlier_bundle_has_is_an_open_question(
