@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,7 +61,12 @@ class _Seen:
 
 
 def walk(
-    nodes: tuple[Node, ...], values: Values, outputs: Iterable[str], reference: Reference, floor_db: float
+    nodes: tuple[Node, ...],
+    values: Values,
+    outputs: Iterable[str],
+    reference: Reference,
+    floor_db: float,
+    outputs_db: float | None = None,
 ) -> Walk:
     """Compare every value of a program with PyTorch's activations.
 
@@ -74,12 +79,14 @@ def walk(
         outputs: names of its results.
         reference: PyTorch's activations.
         floor_db: least signal-to-noise ratio that counts as the same.
+        outputs_db: the same of the results, where more is wanted of them.
 
     Raises:
         AnatomyError: when no value of an output was seen.
     """
     wanted = set(outputs)
-    seen = dict(_judged(values, wanted, reference, floor_db))
+    floors = dict.fromkeys(wanted, floor_db if outputs_db is None else outputs_db)
+    seen = dict(_judged(values, floors, reference, floor_db))
     if missing := wanted - set(seen):
         raise AnatomyError(f"wanted the values of every output, got none of {sorted(missing)}")
     agreed = sum(s.good for s in seen.values())
@@ -91,14 +98,14 @@ def walk(
 
 
 def _judged(
-    values: Values, outputs: Set[str], reference: Reference, floor_db: float
+    values: Values, outputs: Mapping[str, float], reference: Reference, floor_db: float
 ) -> Iterator[tuple[str, _Seen]]:
     for name, value in values:
         flat = value.size < 2 or bool((value == value.flat[0]).all())
         if name not in outputs and (flat or value.dtype.kind != "f"):
             continue  # a tensor of one value is like many
         finite = bool(np.isfinite(value).all())
-        index = reference.like(value, floor_db) if finite and not flat else -1
+        index = reference.like(value, outputs.get(name, floor_db)) if finite and not flat else -1
         yield name, _Seen(index, finite, value if index < 0 else None)
 
 

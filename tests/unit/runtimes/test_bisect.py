@@ -181,6 +181,10 @@ def test_an_operation_that_is_poorer_inside_is_named_though_the_outputs_agree() 
     assert found.poorer.node.outputs == ("v2",)
     assert found.poorer.snr_db == pytest.approx(40.0, abs=0.1)
     assert "layer2" in found.poorer.expected
+    poor = {"v1": values[1], "v2": values[2], "v3": values[3] * np.float32(1.01)}
+    assert walk(nodes, poor.items(), ["v3"], told, 30.0).finding is None
+    finding = walk(nodes, poor.items(), ["v3"], told, 30.0, 60.0).finding  # more is wanted of outputs
+    assert finding is not None and finding.node.outputs == ("v3",)
     got["v2"] = values[2][::-1]  # like no activation: a step inside a fused operation
     assert walk(nodes, got.items(), ["v3"], told, 60.0).poorer is None
 
