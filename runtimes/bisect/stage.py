@@ -182,9 +182,14 @@ def _twin(
     from flashbulb.runtimes.bisect import coreml
     from flashbulb.runtimes.twin import twin
 
-    values = coreml.values(twin(bundle, artifact, listing, wanted, reference), listing.nodes, inputs)
+    program, names = twin(bundle, artifact, listing, wanted, reference), [s.name for s in artifact.outputs]
     inside, outside = (floor_db(bundle, artifact.component, single) for single in (INSIDE_DB, TWIN_DB))
-    return walk(listing.nodes, values, [s.name for s in artifact.outputs], reference, inside, outside)
+    values = coreml.values(program, listing.nodes, inputs)
+    found = walk(listing.nodes, values, names, reference, inside, outside)
+    if found.finding is None or found.finding.snr_db < inside:
+        return found
+    values = coreml.values(program, listing.nodes, inputs)  # too little is lost to be seen at that floor
+    return walk(listing.nodes, values, names, reference, outside)
 
 
 def _walk(

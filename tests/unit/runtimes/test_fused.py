@@ -46,6 +46,15 @@ def silu_to_relu(operations: list[Any]) -> str:
     return str(planted.outputs[0].name)
 
 
+def gelu_by_tanh(operations: list[Any]) -> str:
+    """The approximation of one activation: the outputs lose little."""
+    planted = next(o for o in operations if o.type == "gelu")
+    mode = planted.inputs["mode"].arguments[0].name
+    held = next(o for o in operations if o.type == "const" and o.outputs[0].name == mode)
+    held.attributes["val"].immediateValue.tensor.strings.values[0] = "TANH_APPROXIMATION"
+    return str(planted.outputs[0].name)
+
+
 def larger_epsilon(operations: list[Any]) -> str:
     """Ten times the epsilon under the roots of all guarded norms, hence its own root under a square."""
     roots = {o.inputs["value"].arguments[0].name for o in operations if o.type == "fill_like"}
@@ -94,6 +103,13 @@ def test_a_wrong_activation_of_the_fused_program_fails_and_is_named(planted: Cal
     assert records["mil twin.generator"].verdict == "fail"
     assert f"departs is {name!r} (relu)" in records["mil bisect.generator"].sentence
     assert records["mil bisect.generator"].verdict == "fail"
+
+
+def test_a_fault_of_which_the_output_shows_little_is_named_too(planted: Callable[[Edit], Any]) -> None:
+    name, records = planted(gelu_by_tanh)
+    assert records["mil twin.generator"].verdict == "fail"
+    assert (records["mil twin.generator"].value or 0.0) > 85.0
+    assert f"departs is {name!r} (gelu)" in records["mil bisect.generator"].sentence
 
 
 def test_a_larger_epsilon_fails_twin_and_bisection_alike(planted: Callable[[Edit], Any]) -> None:
