@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import msgspec
 
@@ -29,8 +29,10 @@ class Lcm(Objective, frozen=True, tag="lcm"):
     """Guidance scales; the student takes the scale as an input."""
     target_ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.95
     """Decay of the averaged student that makes the targets."""
+    distance: Literal["huber", "l2"] = "huber"
+    """How student and target are compared: pseudo-Huber ``sqrt(d^2 + c^2) - c``, or the squared error."""
     huber: Annotated[float, msgspec.Meta(gt=0)] = 0.001
-    """Width c of the pseudo-Huber loss."""
+    """Width c of the pseudo-Huber distance."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
     """Peak learning rate of AdamW."""
 
@@ -76,6 +78,8 @@ class Lcm(Objective, frozen=True, tag="lcm"):
             earlier = ddim_step(told(world.teacher, real.states, guided), schedule, z, share, before)
             goal = consistency(target, earlier, before, real.states, scale)
         error = (consistency(world.student, z, share, real.states, scale) - goal).square()
+        if self.distance == "l2":
+            return error.mean()
         return ((error + self.huber**2).sqrt() - self.huber).mean()
 
 

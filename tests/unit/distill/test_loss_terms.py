@@ -55,10 +55,11 @@ def text(states):
     return states.mean((1, 2)).view(-1, 1, 1, 1)
 
 
-def test_lcm_compares_the_student_with_its_average_by_huber():
+@pytest.mark.parametrize("distance", ["huber", "l2"])
+def test_lcm_compares_the_student_with_its_average(distance):
     """Student a = .3, average .5, teacher .7: which of them is asked where can be told by the number."""
     made, target = world(Scaled(0.3, scaled=True), Scaled(0.7)), Denoiser(Scaled(0.5, scaled=True), SCHEDULE)
-    found = Lcm(grid=10, huber=0.3).loss(made, target, COUNT, StepRng(0, 0))
+    found = Lcm(grid=10, huber=0.3, distance=distance).loss(made, target, COUNT, StepRng(0, 0))
 
     rng = StepRng(0, 0)
     batch = real(COUNT, rng)
@@ -69,7 +70,8 @@ def test_lcm_compares_the_student_with_its_average_by_huber():
     earlier = ddim_step(lambda z, t: 0.7 * z + scale * m, SCHEDULE, z, share, share - 0.1)
     (skip, out), (skip_before, out_before) = boundary(SCHEDULE, t), boundary(SCHEDULE, before)
     error = skip * z + out * (0.3 * z + m) - skip_before * earlier - out_before * (0.5 * earlier + m)
-    assert found.item() == pytest.approx(((error.square() + 0.09).sqrt() - 0.3).mean().item(), rel=1e-4)
+    far = (error.square() + 0.09).sqrt() - 0.3 if distance == "huber" else error.square()
+    assert found.item() == pytest.approx(far.mean().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0])
