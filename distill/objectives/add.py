@@ -69,7 +69,7 @@ class Add(Objective, frozen=True, tag="add"):
     warmup: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.6
     """First share of the steps that trains the anchor alone."""
     start: Literal["pretrained", "random"] = "pretrained"
-    """What the student starts from: the checkpoint's weights, or none (the paper's table 1 e)."""
+    """What the student starts from: the checkpoint's weights, or none (the paper's table 1 c)."""
     timesteps: Annotated[tuple[int, ...], msgspec.Meta(min_length=1)] = (249, 499, 749, 999)
     """Student timesteps, in any order; the last one gets pure noise (zero terminal SNR)."""
     conditioning_timestep: Annotated[int, msgspec.Meta(ge=0)] | None = None
@@ -199,7 +199,8 @@ class Add(Objective, frozen=True, tag="add"):
 
         # Student step: adversarial + distillation + anchor; the critic is only read.
         latents, t = self.student_output(world, real, rng)
-        pictures = world.decode(latents)
+        looked = critic is not None or (self.distill and self.space == "pixel")
+        pictures = world.decode(latents) if looked else latents  # where nobody looks, none are decoded
         loss, stats = torch.zeros((), device=world.device), dict[str, float]()
         if self.distill:
             distill, stats = self.distill_loss(world, latents, pictures, real, rng)

@@ -72,6 +72,20 @@ def test_the_student_s_loss_is_its_parts_by_their_weights(world):
     assert stats["loss"] == pytest.approx(sum(w * stats[name] for name, w in parts.items()), rel=1e-4)
 
 
+def test_pictures_are_decoded_only_where_somebody_looks_at_them(world):
+    decoded = []
+    plain = world.vae.decode
+    world.vae.decode = lambda z: decoded.append(len(z)) or plain(z)
+    for knobs, looked in (
+        ({"adv": 0, "space": "latent"}, False), ({"adv": 0, "distill": 0}, False), ({"adv": 0}, True),
+        ({"distill": 0}, True),
+    ):  # fmt: skip
+        decoded.clear()
+        learner = Add(**{"critic": SMALL, "warmup": 0} | knobs).learner(world, batch=2, steps=2)
+        learner.update(0, StepRng(0, 0))
+        assert bool(decoded) == looked
+
+
 def test_the_anchor_s_part_is_the_plain_error_and_its_loss_the_weighted_one(world):
     loss, stats = Add(anchor=0.6).anchor_loss(world, 2, StepRng(0, 0))
     drawn = world.pairs(4, StepRng(0, 0))
