@@ -1,7 +1,7 @@
 """The frozen networks that a critic looks through: the embedded EfficientNet-Lite0, or a ViT of transformers.
 
 ADD (arXiv 2311.17042) compares DINOv1, DINOv2 and CLIP ViTs (table 1 a); they open from a Hub id or a local
-folder. The embedded network needs neither.
+folder in the format of transformers, not in timm's own. The embedded network needs neither.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def check_features(name: str) -> None:
     from transformers import AutoConfig
 
     if name != "lite0":
+        _refuse_timm(name)
         with _explained(name):
             config = AutoConfig.from_pretrained(name)
         _refuse_others(getattr(config, "vision_config", config), name)
@@ -154,6 +155,7 @@ class Vit:
 def _vision_model(name: str, *, twice: bool) -> Any:
     from transformers import AutoModel
 
+    _refuse_timm(name)
     with _explained(name):
         model = AutoModel.from_pretrained(name, use_safetensors=True)
     if twice:
@@ -173,6 +175,17 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
 
 
+def _refuse_timm(name: str) -> None:
+    with _explained(name):
+        stated = _stated(name, "config.json")
+    if "architecture" in stated and "model_type" not in stated:
+        raise ValueError(
+            f"wanted critic features in the format of transformers, got a model of timm at {name!r}; take "
+            "facebook/dino-vits16, facebook/dinov2-small or -large or openai/clip-vit-large-patch14, which "
+            "are the same networks, or convert yours with transformers' convert_vit_timm_to_pytorch.py"
+        )
+
+
 def _refuse_others(config: Any, name: str) -> None:
     if not hasattr(config, "patch_size"):
         raise ValueError(f"wanted a vision transformer, got {config.model_type} at {name!r}")
@@ -180,11 +193,13 @@ def _refuse_others(config: Any, name: str) -> None:
 
 def _normalisation(name: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation that the model's own preprocessor states, or ImageNet's."""
+    stated = _stated(name, "preprocessor_config.json")
+    return tuple(stated.get("image_mean", IMAGENET[0])), tuple(stated.get("image_std", IMAGENET[1]))
+
+
+def _stated(name: str, wanted: str) -> dict[str, Any]:
+    """Return one of the JSON files of a folder or repository, empty where it has none."""
     from transformers.utils import cached_file
 
-    wanted = "preprocessor_config.json"
     file = cached_file(name, wanted, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return IMAGENET
-    stated = json.loads(Path(file).read_text())
-    return tuple(stated.get("image_mean", IMAGENET[0])), tuple(stated.get("image_std", IMAGENET[1]))
+    return {} if file is None else dict(json.loads(Path(file).read_text()))

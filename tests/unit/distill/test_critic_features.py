@@ -138,6 +138,15 @@ def test_features_that_are_no_vision_transformer_are_refused(tmp_path):
         Critic(12, CriticConfig(features=str(tmp_path / "none")))
 
 
+def test_a_folder_of_timm_is_told_what_helps(tmp_path):
+    stated = {"architecture": "vit_small_patch16_224", "num_classes": 0, "pretrained_cfg": {"tag": "dino"}}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    with pytest.raises(
+        ValueError, match=r"format of transformers, got a model of timm.*facebook/dino-vits16"
+    ):
+        open_features(str(tmp_path), None)
+
+
 def test_a_hub_id_is_normalised_as_its_own_preprocessor_says(tmp_path, monkeypatch):
     """Out of the local cache of the hub, as after a download."""
     kept = tmp_path / "models--someone--clip"
