@@ -37,8 +37,8 @@ class CriticConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     """What reads a feature map: ``map`` looks at 3 x 3 neighbours with 64 channels; ``tokens`` at nine tokens
     in a row with all channels, as published with StyleGAN-T."""
     places: Annotated[int, msgspec.Meta(ge=0)] = 64
-    """Logits that a head gives for a picture: its places are averaged down to so many before the loss; 0
-    keeps one logit a place."""
+    """Logits that a head gives for a picture: more places are averaged to so many before the loss, and fewer
+    repeated to so many, so that heads weigh alike; 0 keeps one logit a place."""
     reduction: Literal["mean", "sum"] = "mean"
     """How the losses of the heads become one: their mean, or their sum as the paper writes it. Over pictures
     and places it is always the mean."""

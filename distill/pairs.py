@@ -1,4 +1,8 @@
-"""A cache on disk of teacher pictures: noise, prompt and the multi-step endpoint of the same noise."""
+"""A cache on disk of teacher pictures: noise, prompt and the multi-step endpoint of the same noise.
+
+The endpoint is drawn with DDIM. InstaFlow (arXiv 2309.06380) draws its pairs with DPM-Solver, which comes
+nearer to the exact flow in as many steps.
+"""
 
 from __future__ import annotations
 

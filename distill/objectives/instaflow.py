@@ -29,7 +29,7 @@ class _Paired(Objective, frozen=True):
     pairs: Annotated[int, msgspec.Meta(gt=0)] = 4096
     """Teacher pictures to cache."""
     pair_steps: Annotated[int, msgspec.Meta(gt=0)] = 25
-    """DDIM steps of a cached picture."""
+    """DDIM steps of a cached picture; the paper takes as many of DPM-Solver."""
     pair_guidance: Annotated[float, msgspec.Meta(ge=1)] = 3.0
     """Guidance of a cached picture; 1 for a straightened teacher, which has it in its weights."""
     learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 2e-4
