@@ -1,7 +1,8 @@
-"""Runners for Arm and the imitated processors that run them."""
+"""Runners for Arm and the imitated processors that run them; modules beside the tests are put on the path."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import pytest
 
 from flashbulb.runtimes.devices import qemu, toolchain
 from flashbulb.runtimes.engines.base import EngineError
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "mutation")]
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mil_nodes import Arrays, compare_constants, constants, judge_nodes, mil_function, run
 from torch import nn
-
-from flashbulb.runtimes.engines.mil import Program
-from flashbulb.runtimes.engines.mil.constants import Constant
-from flashbulb.runtimes.engines.mil.opsets import OPSETS
-from flashbulb.runtimes.engines.mil.plan import _Planner
 
 ct = pytest.importorskip("coremltools")
 pytestmark = [
@@ -32,7 +27,6 @@ pytestmark = [
         reason="minutes of conversions: FLASHBULB_SLOW_TESTS=1 runs them",
     ),
 ]
-Arrays = dict[str, np.ndarray]
 Made = tuple[nn.Module, dict[str, torch.Tensor]]
 
 
@@ -131,64 +125,15 @@ def psnr_and_snr_db(found: np.ndarray, wanted: np.ndarray) -> tuple[float, float
 def test_an_fp32_twin_agrees_and_so_does_each_of_its_nodes(name: str, target: str, tmp_path: Path) -> None:
     model, given, wanted = convert(MODELS[name], target, ct.precision.FLOAT32)
     model.save(str(tmp_path / "m.mlpackage"))
-    seen = dict(given)
-    found = Program.load(tmp_path / "m.mlpackage").predict(
-        given, watch=lambda op, n, v: seen.setdefault(n, v.numpy().copy())
-    )["y"]
-    assert min(psnr_and_snr_db(found, wanted)) >= 110
-    judged = judge_nodes(model, seen)
+    outputs, seen = run(tmp_path / "m.mlpackage", given)
+    assert min(psnr_and_snr_db(outputs["y"], wanted)) >= 110
+    function = mil_function(model)
+    judged = judge_nodes(function, seen)
     assert len(judged) >= 20
     assert max(judged.values()) < 5e-6
     changed = list(judged)[-1]
     seen[changed] = seen[changed] * np.float32(1.001)
-    assert judge_nodes(model, seen)[changed] > 5e-6  # the same comparison sees a thousandth
-
-
-def mil_function(model: Any) -> Any:
-    """Read a package back by coremltools' own reader."""
-    from coremltools.converters.mil.frontend.milproto import load
-
-    spec = model.get_spec()
-    program = load.load(spec, spec.specificationVersion, model.weights_dir)
-    return next(iter(program.functions.values()))
-
-
-def judge_nodes(model: Any, seen: Arrays) -> dict[str, float]:
-    """Let coremltools infer every node that it can from the inputs that the interpreter had.
-
-    Returns:
-        the worst error of each, as a share of its largest magnitude.
-    """
-    function, judged = mil_function(model), {}
-    for op in function.operations:
-        if op.op_type == "const" or op.op_type.startswith("constexpr") or len(op.outputs) != 1:
-            continue
-        name = op.outputs[0].name
-        if name not in seen or (wanted := inferred(op, seen, function.opset_version)) is None:
-            continue
-        assert seen[name].shape == np.shape(wanted), op
-        error = np.abs(seen[name].astype(np.float64) - np.asarray(wanted, np.float64)).max()
-        judged[name] = float(error) / max(1e-6, float(np.abs(wanted).max()))
-    return judged
-
-
-def inferred(op: Any, seen: Arrays, opset: Any) -> Any:
-    """Build an operation again from constants; None where coremltools infers nothing."""
-    from coremltools.converters.mil.mil import Builder as mb  # noqa: N813 - as coremltools spells it
-    from coremltools.converters.mil.mil import Function
-
-    def value(var: Any) -> Any:
-        if isinstance(var, list | tuple):
-            return [value(v) for v in var]
-        found = seen.get(var.name, var.val)
-        return bool(found) if isinstance(found, np.bool_) else found  # numpy's own functions refuse that
-
-    given = {name: value(var) for name, var in op.inputs.items() if var is not None}
-    parts = [g for v in given.values() for g in (v if isinstance(v, list) else [v])]
-    if any(p is None for p in parts):
-        return None
-    with Function({"unused": mb.placeholder(shape=(1,))}, opset_version=opset):
-        return getattr(mb, op.op_type)(**given).val
+    assert judge_nodes(function, seen)[changed] > 5e-6  # the same comparison sees a thousandth
 
 
 def compressed(model: Any, how: str) -> Any:
@@ -215,36 +160,6 @@ def test_every_constant_is_what_coremltools_reads_and_decompresses(target: str, 
     for model in (plain, *(compressed(plain, kind) for kind in kinds)):
         path = tmp_path / f"{len(list(tmp_path.iterdir()))}.mlpackage"
         model.save(str(path))
-        package = Program.load(path, low_memory=True).package
-        function = package.functions["main"]
-        planner, scope = _Planner(package.weights, OPSETS[function.opset], True, True), {}
-        inputs = [planner.bind(scope, n) for n in function.inputs]
-        planner.block(function.block, scope, inputs)
-        count = compare_constants(mil_function(model), scope)
+        count = compare_constants(mil_function(model), constants(path))
         assert count["const"] > 100
         assert model is plain or sum(n for kind, n in count.items() if kind != "const") > 10
-
-
-def compare_constants(function: Any, scope: dict[str, Any]) -> Counter[str]:
-    """Hold what the interpreter reads to what coremltools reads; equal in every bit."""
-    count: Counter[str] = Counter()
-    for op in function.operations:
-        kind = op.op_type
-        if kind != "const" and not kind.startswith("constexpr"):
-            continue
-        if kind == "const" and op.outputs[0].name not in scope:
-            users = {child.op_type for child in op.outputs[0].child_ops}
-            assert users, op.outputs[0].name
-            assert all(u.startswith("constexpr") for u in users), op.outputs[0].name  # iOS 16: attributes
-            continue
-        values = op.materialized_val_inference() if kind != "const" else op.outputs[0].val
-        for var, wanted in zip(op.outputs, values if isinstance(values, tuple) else [values], strict=True):
-            held = scope[var.name]
-            assert isinstance(held, Constant)
-            got = held.get()
-            same = got == wanted
-            if isinstance(got, torch.Tensor):
-                same = np.array_equal(got.numpy(), wanted.astype(got.numpy().dtype))
-            assert same, (kind, var.name, got, wanted)
-            count[kind] += 1
-    return count
