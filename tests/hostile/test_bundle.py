@@ -180,7 +180,7 @@ class Calls:
 def zipped(prefix: bytes) -> bytes:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as stream:
-        stream.writestr("data.pkl", b"x")
+        stream.writestr(zipfile.ZipInfo("data.pkl"), b"x")
     return prefix + archive.getvalue()
 
 
@@ -189,13 +189,14 @@ def zipped(prefix: bytes) -> bytes:
     [
         *(pickle.dumps({"weights": [Calls()]}, protocol=protocol) for protocol in range(6)),
         pickle.dumps([Calls(), *range(20_000)], protocol=0),  # more than is looked at
-        gzip.compress(pickle.dumps([1])),
+        gzip.compress(pickle.dumps([1]), mtime=0),
         bz2.compress(pickle.dumps([1])),
         lzma.compress(pickle.dumps([1])),
         zipped(b""),
         zipped(b"\x08\x07something in front" * 10_000),
         zipped(b"in front") + b"behind",
     ],
+    ids=[*(f"protocol-{p}" for p in range(6)), "long", "gzip", "bz2", "xz", "zip", "far-zip", "zip-inside"],
 )
 def test_what_may_run_code_is_told_by_its_content(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "unet.onnx").write_bytes(data)
