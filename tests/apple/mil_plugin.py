@@ -21,8 +21,13 @@ MACOS = (15, 4)
 
 EXPLAINED = {
     "iOS16/test_image_resizing.py::TestCropResize::test_builder_to_backend_ios16": 1.1e-3,
+    "iOS17/test_recurrent.py::TestRNN::": 1e-2,
 }
-"""Tests whose expectation is off by up to this: there 7.899 is written for 1 + 4 * 1.5 + 0.9."""
+"""Tests whose expectation is off by up to this, absolutely and relatively.
+
+The first has 7.899 written for 1 + 4 * 1.5 + 0.9.  The second computes its reference before it rounds
+weights and inputs to fp16: with mode fp32, which rounds nothing further, the difference is the same.
+"""
 UNDEFINED = ("_invalid_indices", "wanted indices in [")
 """Tests that any result passes but one, because nothing says what it is; here such indices are refused."""
 
@@ -154,13 +159,13 @@ def outcome(report: pytest.TestReport, reason: str) -> str:
 
 
 def close(words: str, most: float = ROUNDING) -> bool:
-    """Tell a difference that rounding explains.
+    """Tell a difference that rounding explains: small, and small against the values too.
 
     Some tests build a program of fp16 inputs and weights, and hold it with the tolerance of fp32 to a
     reference that was computed from the values before they were rounded.
     """
     found = [float(m) for m in re.findall(r"Max (?:absolute|relative) difference[^:]*: (\S+)", words)]
-    return bool(found) and min(found) <= most
+    return bool(found) and all(m <= most for m in found)
 
 
 def last_line(report: pytest.TestReport) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from pathlib import Path
@@ -44,6 +45,19 @@ def runner() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize(
+    ("absolute", "relative", "rounding"),
+    [("0.001", "0.002", True), ("0.001", "0.5", False), ("0.5", "0.001", False), ("0.001", "nan", False)],
+)
+def test_a_difference_is_rounding_when_it_is_small_absolutely_and_relatively(
+    absolute: str, relative: str, rounding: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    close = importlib.import_module("mil_plugin").close
+    words = "Max {} difference among violations: {}\n"
+    assert close(words.format("absolute", absolute) + words.format("relative", relative)) is rounding
 
 
 def test_a_few_of_each_opset_pass(runner: ModuleType) -> None:
