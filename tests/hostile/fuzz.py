@@ -2,6 +2,9 @@
 
     python tests/hostile/fuzz.py --cases 100000
 
+The manifest, the loader of Core ML programs and the reader of their weights share these cases, a third for
+each; every other target has a twentieth of them.  ``--each`` gives all targets the same number instead.
+
 Each case is one file, broken at random by hypothesis, read by one target.  It must end in a result or in one
 of the target's documented errors, within `MOST_SECONDS` of processor time and `MOST_BYTES` of allocation; the
 whole run may not grow the process by more than `MOST_GROWTH`.  What fails is kept in ``--save`` and belongs,
@@ -48,6 +51,12 @@ MOST_GROWTH = 256 << 20
 """Resident memory that a whole run may add."""
 ROUND = 1000
 """Cases that hypothesis draws before it starts anew: it remembers each one, which is no reader's memory."""
+
+
+FOREMOST = ("manifest", "mil-model", "mil-weights")
+"""What every stranger's bundle goes through first."""
+REST = 20
+"""Of so many cases of the run, each other target has one."""
 
 
 class Target(NamedTuple):
@@ -487,12 +496,23 @@ def warm(targets: list[Target]) -> None:
                 target.read(data)
 
 
+def share(name: str, cases: int) -> int:
+    """Return how many cases a target has of a run of some."""
+    return -(-cases // (len(FOREMOST) if name in FOREMOST else REST))
+
+
 def main() -> int:
     """Run as the command line says; return 1 on the first case that breaks a promise."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--cases", type=int, default=100_000, help="cases over all targets (100000)")
+    parser.add_argument(
+        "--cases",
+        type=int,
+        default=100_000,
+        help=f"cases over {', '.join(FOREMOST)} together; each other target has a {REST}th of it (100000)",
+    )
+    parser.add_argument("--each", type=int, help="cases of every target alike, instead")
     parser.add_argument("--target", action="append", help="only this target; may be repeated")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -510,7 +530,7 @@ def main() -> int:
         base = high_water()
         for target in targets:
             faulthandler.dump_traceback_later(3600, exit=True)  # a hang in native code, which no signal ends
-            found = fuzz(target, -(-told.cases // len(targets)), told.seed, told.save)
+            found = fuzz(target, told.each or share(target.name, told.cases), told.seed, told.save)
             total += found.total()
             shown = ", ".join(f"{name} {count}" for name, count in found.most_common())
             grown = high_water() - base >> 20

@@ -1,7 +1,8 @@
-"""Broken Core ML packages for `fuzz.py`: the model file, its weights, the folder, and what `doctor` reads.
+"""Broken Core ML packages for `fuzz.py`: the model file, its weights and the folder.
 
 What is broken lies in ``corpus/mil-model/ok-*`` and ``corpus/mil-weights/ok-*``: two small programs, for
-iOS 18 (states, palettes, blocks) and for iOS 16 (flat, packed constants).  `sound_packages.py` writes them.
+iOS 18 (states, palettes, blocks) and for iOS 16 (flat, packed constants), and weight files that hold other
+element types beside theirs.  `sound_packages.py` writes them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -217,10 +218,28 @@ RECORD, MARK = struct.Struct("<IIQQQ"), b"\xef\xbe\xad\xde"
 FIELDS = st.tuples(st.integers(0, 63), st.integers(0, 4), st.sampled_from(NUMBERS))
 
 
+def read_records(data: bytes) -> None:
+    """Read every record of a weight file as what it says it is."""
+    from flashbulb.runtimes.engines.mil.blob import STORED, read_blob
+    from flashbulb.runtimes.engines.mil.dtypes import BY_NAME
+
+    held = np.frombuffer(data, np.uint8)
+    for at in marks_of(data):
+        _, number_, size, *_ = RECORD.unpack_from(data, at)
+        dtype = BY_NAME[STORED.get(number_, "fp16")]
+        count = size * 8 // dtype.bits
+        assert read_blob(held, at, dtype, (count,)).shape == (count,)
+
+
+def marks_of(data: bytes) -> list[int]:
+    """Return where records begin."""
+    return [at for at in range(0, len(data) - 63, 64) if data[at : at + 4] == MARK]
+
+
 def broken_records(sound: bytes) -> st.SearchStrategy[bytes]:
     """Break a weight file in its records, or as bytes."""
     tools = fuzz()
-    marks = [i for i in range(0, len(sound) - 63, 64) if sound[i : i + 4] == MARK]
+    marks = marks_of(sound)
 
     def build(changes: list[tuple[int, int, int]], raw: list[Any]) -> bytes:
         data = bytearray(sound)
@@ -265,22 +284,30 @@ def zeros(shape: Any) -> Any:
     return np.zeros(sizes if len(sizes) <= 8 and math.prod(sizes) <= MOST_ELEMENTS else (), np.float32)
 
 
+def names_of(models: Iterable[bytes]) -> list[bytes]:
+    """Return names to put in the place of others: those that stand in some models, and operations."""
+    from flashbulb.runtimes.engines.mil.ops import OPS
+
+    names = [n.encode() for n in (*sorted(OPS), "const", "x", "y", "val", "", "CoreML5", "CoreML9", "main")]
+    return names + [n for model in models for n in texts(tree(model) or [])]
+
+
 def targets(work: Path) -> list[Any]:
     """Return the readers of Core ML packages."""
     import torch  # noqa: F401 - no case shall pay for it
 
     from flashbulb.runtimes.engines.mil import ProgramError
-    from flashbulb.runtimes.engines.mil.ops import OPS
 
     tools, models, weights = fuzz(), sound("mil-model"), sound("mil-weights")
-    names = [n.encode() for n in (*sorted(OPS), "const", "x", "y", "val", "", "CoreML5", "CoreML9", "main")]
-    names += [n for t in models.values() for n in texts(tree(t) or [])]
+    names = names_of(models.values())
     root, plain = work / "m.mlpackage", work / "p.mlpackage"
     others = [work / f"{name}.mlpackage" for name in models]
     for path, model in zip(
         [root, plain, *others], [models["earlier"]] * 2 + list(models.values()), strict=True
     ):
         write_package(path, model)
+
+    records = st.one_of([broken_records(data) for data in weights.values()])
 
     def read_model(data: bytes) -> None:
         (root / MODEL).write_bytes(data)
@@ -290,6 +317,7 @@ def targets(work: Path) -> list[Any]:
         other = others[zlib.crc32(data) >> 1 & 1]
         (other / WEIGHTS / "weight.bin").write_bytes(data)
         run(other, data)
+        read_records(data)
 
     def read_manifest(data: bytes) -> None:
         (plain / "Manifest.json").write_bytes(data)
@@ -297,7 +325,7 @@ def targets(work: Path) -> list[Any]:
 
     return [
         tools.Target("mil-model", read_model, (ProgramError,), broken_messages(list(models.values()), names)),
-        tools.Target("mil-weights", read_weights, (ProgramError,), broken_records(weights["sound"])),
+        tools.Target("mil-weights", read_weights, (ProgramError,), records),
         tools.Target("mil-manifest", read_manifest, (ProgramError,), tools.broken_json(MANIFEST)),
         tools.Target("mil-folder", folder_reader(work, models["earlier"]), (ProgramError,), FOLDERS),
     ]

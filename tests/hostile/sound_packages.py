@@ -120,16 +120,46 @@ def moved(model: bytes, weights: bytes, by: int) -> tuple[bytes, bytes]:
     return flat(message), bytes(data)
 
 
+KINDS = {
+    "floats": ("fp16", "fp32"),
+    "integers": ("int8", "uint8", "int16", "uint16", "int32", "uint32"),
+    "bits": ("uint1", "uint2", "uint3", "uint4", "uint6", "int4"),
+}
+"""Weight files by name, with the element types that each holds beside those of the programs."""
+
+
+def with_records(weights: bytes, kinds: tuple[str, ...]) -> bytes:
+    """Append records of some element types to a weight file, as aligned as a writer makes them."""
+    from flashbulb.runtimes.engines.mil.blob import SENTINEL, STORED
+    from flashbulb.runtimes.engines.mil.dtypes import BY_NAME
+
+    numbers, rng = {name: number for number, name in STORED.items()}, np.random.default_rng(2)
+    weights += bytes(-len(weights) % 64)
+    for kind in kinds:
+        raw = rng.integers(0, 256, 3 * 5 * max(8, BY_NAME[kind].bits) // 8, dtype=np.uint8).tobytes()
+        head = RECORD.pack(SENTINEL, numbers[kind], len(raw), len(weights) + 64, 0)
+        weights += head + bytes(64 - len(head)) + raw + bytes(-len(raw) % 64)
+    return weights
+
+
+def write_weights(weights: bytes) -> None:
+    """Write the weight file that the programs share, alone and with other element types behind it."""
+    folder = CORPUS / "mil-weights"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "ok-sound.bin").write_bytes(weights)
+    for name, kinds in KINDS.items():
+        (folder / f"ok-{name}.bin").write_bytes(with_records(weights, kinds))
+
+
 def main() -> None:
-    """Write both programs and the one weight file that they share."""
+    """Write both programs and the weight file that they share."""
     model, weights = converted(later, "iOS18", True)
     weights += bytes(-len(weights) % 64)
     second, more = moved(*converted(earlier, "iOS16", False), len(weights))
     for name, data in (("ok-later.mlmodel", model), ("ok-earlier.mlmodel", second)):
         (CORPUS / "mil-model").mkdir(parents=True, exist_ok=True)
         (CORPUS / "mil-model" / name).write_bytes(data)
-    (CORPUS / "mil-weights").mkdir(parents=True, exist_ok=True)
-    (CORPUS / "mil-weights/ok-sound.bin").write_bytes(weights + more)
+    write_weights(weights + more)
 
 
 if __name__ == "__main__":
