@@ -182,7 +182,7 @@ def _refuse_timm(name: str) -> None:
         raise ValueError(
             f"wanted critic features in the format of transformers, got a model of timm at {name!r}; take "
             "facebook/dino-vits16, facebook/dinov2-small or -large or openai/clip-vit-large-patch14, which "
-            "are the same networks, or convert yours with transformers' convert_vit_timm_to_pytorch.py"
+            "are the same networks"
         )
 
 

@@ -218,6 +218,8 @@ def test_the_shipped_student_was_taught_by_the_shipped_recipe() -> None:
     recipe: Any = dispatch.configure(command, ["student"])
     told = msgspec.json.decode(msgspec.json.encode(recipe))
     assert still_holds(taught["objective"], told["objective"])
+    assert told["loop"].pop("precision") == "auto"  # which that machine computed in bf16
+    assert taught["loop"].pop("precision") == "bf16"
     assert still_holds(taught["loop"], told["loop"])
     shorter: Any = dispatch.configure(make, [])
     assert msgspec.structs.replace(shorter.distill.objective, pairs=8192) == recipe.objective
