@@ -18,6 +18,8 @@ PRE_TOKENIZERS = ("ByteLevel", "Split", "Whitespace", "WhitespaceSplit", "BertPr
 NAMES_OF_FILES = {"auto_map", "fast_tokenizer_files", "merges_file", "tokenizer_file", "vocab_file"}
 """Settings by which a tokenizer would be built from other files than those that were judged."""
 MOST_STEPS, MOST_PATTERN, MOST_ADDED = 16, 200, 1000
+MOST_HOLES = 1000
+"""Ids that no word has; tokenizers' library names each of them on the terminal, and there could be 2^32."""
 
 
 def tokenizer_text(path: Path) -> str:
@@ -48,8 +50,8 @@ def check_tokenizer(folder: Path) -> None:
         value = parse_json(read_small(path))
         if not isinstance(value, dict):
             raise UntrustedError(f"wanted an object in {path.name}, got a {type(value).__name__}")
-        if path.name == "vocab.json" and not all(type(i) is int for i in value.values()):
-            raise UntrustedError(f"wanted a number for each word of {path.name}, got something else")
+        if fault := _id_fault(list(value.values())) if path.name == "vocab.json" else "":
+            raise UntrustedError(f"wanted a number for each word of {path.name}, got {fault}")
         if named := sorted(NAMES_OF_FILES & set(value)) if path.name == "tokenizer_config.json" else []:
             raise UntrustedError(f"wanted no other files from {path.name}, got {named}")
     if (folder / "merges.txt").exists():
@@ -68,6 +70,10 @@ def tokenizer_faults(value: Any) -> Iterator[str]:
     added = value.get("added_tokens") or []
     if not isinstance(added, list) or len(added) > MOST_ADDED:
         yield f"more than {MOST_ADDED} added tokens"
+    elif isinstance(words := value["model"].get("vocab"), dict) and (
+        fault := _id_fault([*words.values(), *(t.get("id") for t in added if isinstance(t, dict))])
+    ):
+        yield fault
     for kind, key, known in (
         ("normalizer", "normalizers", NORMALIZERS),
         ("pre_tokenizer", "pretokenizers", PRE_TOKENIZERS),
@@ -77,6 +83,15 @@ def tokenizer_faults(value: Any) -> Iterator[str]:
             yield f"more than {MOST_STEPS} steps in its {kind}"
         for step in steps:
             yield from _step_faults(step, kind, known)
+
+
+def _id_fault(ids: list[Any]) -> str:
+    """Say what is wrong with the ids of words, empty where nothing is."""
+    if not all(type(i) is int for i in ids):
+        return "something else than whole numbers as ids"
+    most = len(ids) + MOST_HOLES
+    wrong = next((i for i in ids if not 0 <= i < most), None)
+    return "" if wrong is None else f"the id {wrong} among {len(ids)} words, wanted 0 to {most - 1}"
 
 
 def _steps(value: Any, key: str) -> Iterator[Any]:

@@ -53,6 +53,9 @@ def panicking(value: Any) -> None:
         (panicking, "prefix of continuing subwords"),
         (lambda v: v["model"].update(type="Unigram"), "a model of type 'Unigram'"),
         (lambda v: v["model"].update(vocab={}), "no tokenizer that can be used"),
+        (lambda v: v["model"]["vocab"].update(x=2**31), "the id 2147483648 among"),
+        (lambda v: v["added_tokens"][0].update(id=-1), "the id -1 among"),
+        (lambda v: v["model"]["vocab"].update(x="1"), "something else than whole numbers"),
     ],
 )
 def test_a_tokenizer_that_could_hurt_is_refused(copied: Path, apply: Any, words: str) -> None:
