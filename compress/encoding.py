@@ -24,12 +24,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from flashbulb.distill.checkpoint import CODES_FILE
 from flashbulb.distill.components import ComponentName
 from flashbulb.distill.typed_json import decode
 from flashbulb.distill.untrusted import UntrustedError
 
 PLAN_FILE = "compress.json"
-TENSORS_FILE = "encodings.safetensors"
 FOLDERS: dict[str, str] = {
     "text_encoder": "text_encoder",
     "text_encoder_2": "text_encoder_2",
@@ -173,7 +173,7 @@ def write_plan(
     plan = CompressionPlan(
         layers=dict(sorted(layers.items())), tensors_sha256=hashlib.sha256(blob).hexdigest()
     )
-    (folder / TENSORS_FILE).write_bytes(blob)
+    (folder / CODES_FILE).write_bytes(blob)
     (folder / PLAN_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(plan)) + b"\n")
 
 
@@ -203,7 +203,7 @@ def read_encoded(folder: Path) -> dict[str, EncodedTensor]:
     plan = read_plan(folder)
     if not plan.coded:
         return {}
-    tensors = _read_tensors(folder / TENSORS_FILE, plan.tensors_sha256)
+    tensors = _read_tensors(folder / CODES_FILE, plan.tensors_sha256)
     coded = {key: encoding for key, encoding in plan.layers.items() if encoding.coded}
     return {key: _restore(key, encoding, tensors) for key, encoding in coded.items()}
 
@@ -225,7 +225,7 @@ def check_current(folder: Path) -> None:
             raise EncodingError(
                 f"{PLAN_FILE} is stale: {key} is {state}. "
                 "The weights changed after compression: run `flashbulb compress` again, or delete "
-                f"{PLAN_FILE} and {TENSORS_FILE} to export floats"
+                f"{PLAN_FILE} and {CODES_FILE} to export floats"
             )
 
 
@@ -295,9 +295,9 @@ def _take(
     array = tensors.get(name)
     if array is None or array.dtype != dtype or array.shape != shape:
         got = "nothing" if array is None else f"{array.dtype} {array.shape}"
-        raise EncodingError(f"{TENSORS_FILE}: wanted {name} as {np.dtype(dtype)} {shape}, got {got}")
+        raise EncodingError(f"{CODES_FILE}: wanted {name} as {np.dtype(dtype)} {shape}, got {got}")
     if array.dtype == np.float32 and not np.isfinite(array).all():
-        raise EncodingError(f"{TENSORS_FILE}: {name} holds non-finite numbers")
+        raise EncodingError(f"{CODES_FILE}: {name} holds non-finite numbers")
     return array
 
 

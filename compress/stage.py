@@ -14,7 +14,6 @@ import msgspec
 from flashbulb.compress.encoding import (
     FOLDERS,
     PLAN_FILE,
-    TENSORS_FILE,
     EncodedTensor,
     EncodingError,
     check_current,
@@ -26,7 +25,7 @@ from flashbulb.compress.methods import AnyMethod, Palettize
 from flashbulb.compress.methods.channels import ChannelPrune
 from flashbulb.compress.selection import Choice, Layer, choose
 from flashbulb.compress.sensitivity import Probe, Response
-from flashbulb.distill.checkpoint import Checkpoint, replace_folder, stored_dtype
+from flashbulb.distill.checkpoint import CODES_FILE, Checkpoint, replace_folder, stored_dtype
 from flashbulb.distill.guidance import fold_scale
 
 if TYPE_CHECKING:
@@ -287,7 +286,7 @@ def _write(
         metrics=metrics,
         keep_dtype=_fits(parent, kept),
     )
-    for stale in (PLAN_FILE, TENSORS_FILE):
+    for stale in (PLAN_FILE, CODES_FILE):
         (temporary / stale).unlink(missing_ok=True)
     if kept:
         write_plan(temporary, kept)

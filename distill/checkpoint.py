@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-HUB_PATTERNS = ("*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors")
+CODES_FILE = "encodings.safetensors"
+"""Stored codes of compressed weights, beside the folders that hold what they decode to."""
+HUB_PATTERNS = ("*.json", "*.txt", "*/*.json", "*/*.txt", "*/*.safetensors", CODES_FILE)
 """What is fetched of a Hub repository; weights at its root are the same model once more, as a single file."""
 MODULE_FOLDERS = ("text_encoder", "text_encoder_2", "unet", "vae")
 
@@ -205,7 +207,8 @@ class Checkpoint:
         temporary = out.with_name(f".{out.name}.partial")
         shutil.rmtree(temporary, ignore_errors=True)
         # Weights at the root are the same model as a single file: nobody's who opens a folder.
-        left = {"lineage.json", *(replace or {}), *(file.name for file in _weights(self.path))}
+        single = {file.name for file in _weights(self.path)} - {CODES_FILE}
+        left = {"lineage.json", *(replace or {}), *single}
         shutil.copytree(self.path, temporary, ignore=lambda at, _: left if Path(at) == self.path else ())
         for folder, module in (replace or {}).items():
             _save_module(module, temporary / folder, stored_dtype(self.path / folder) if keep_dtype else None)

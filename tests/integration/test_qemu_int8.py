@@ -75,7 +75,11 @@ def test_int8_products_are_exact_with_and_without_the_dot_product(launcher: qemu
 
 
 def quantized(source: Path, inputs: Arrays, path: Path) -> None:
-    """Write a model whose convolutions and products take uint8 activations and int8 weights."""
+    """Write a model whose convolutions and products take uint8 activations and int8 weights of seven bits.
+
+    With eight bits the sums of two products saturate on x86 processors that have AVX2 but no VNNI, where it
+    is then this processor that is wrong, at 12 dB.
+    """
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
     class Once(CalibrationDataReader):
@@ -92,6 +96,7 @@ def quantized(source: Path, inputs: Arrays, path: Path) -> None:
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         per_channel=True,
+        reduce_range=True,
         op_types_to_quantize=["Conv", "Gemm", "MatMul"],
     )
 

@@ -12,7 +12,6 @@ import pytest
 from flashbulb.compress.encoding import (
     PALETTE_BITS,
     PLAN_FILE,
-    TENSORS_FILE,
     CompressionPlan,
     Encoding,
     EncodingError,
@@ -23,6 +22,7 @@ from flashbulb.compress.encoding import (
     write_plan,
 )
 from flashbulb.compress.methods import Palettize, QuantizeInt8
+from flashbulb.distill.checkpoint import CODES_FILE
 
 
 @pytest.fixture
@@ -61,14 +61,14 @@ def test_the_same_codes_give_the_same_bytes(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         write_plan(tmp_path / name, {"unet/a.weight": Palettize(bits=4).encode(weight)})
-        files.append([(tmp_path / name / f).read_bytes() for f in (PLAN_FILE, TENSORS_FILE)])
+        files.append([(tmp_path / name / f).read_bytes() for f in (PLAN_FILE, CODES_FILE)])
     assert files[0] == files[1]
 
 
 def test_codes_are_stored_packed(folder):
     from safetensors.numpy import load_file
 
-    tensors = load_file(folder / TENSORS_FILE)
+    tensors = load_file(folder / CODES_FILE)
     assert tensors["unet/p6.weight#codes"].nbytes == -(-7 * 5 * 9 * 6 // 8)
     assert tensors["unet/p1.weight#codes"].nbytes == -(-7 * 5 * 9 // 8)
 
@@ -123,15 +123,15 @@ def test_broken_json_is_refused(folder, text):
 
 @pytest.mark.parametrize("position", [3, -1])
 def test_a_flipped_byte_in_the_codes_is_refused(folder, position):
-    blob = bytearray((folder / TENSORS_FILE).read_bytes())
+    blob = bytearray((folder / CODES_FILE).read_bytes())
     blob[position] ^= 1
-    (folder / TENSORS_FILE).write_bytes(blob)
+    (folder / CODES_FILE).write_bytes(blob)
     with pytest.raises(EncodingError, match="not the file"):
         read_encoded(folder)
 
 
 def test_missing_codes_are_refused(folder):
-    (folder / TENSORS_FILE).unlink()
+    (folder / CODES_FILE).unlink()
     with pytest.raises(EncodingError, match="missing"):
         read_encoded(folder)
 

@@ -56,7 +56,7 @@ def test_sound_programs_pass_both_gates(programs: Path) -> None:
     found = list(program_gates(read_bundle(programs)))
     assert [r.sentence for r in found if r.verdict != "pass"] == []
     files = 3 * 4 + 3  # of the formats, and of optimum
-    assert len(found) == 2 * files + 9 + 3  # structure and weights of each file, the rest, and twins
+    assert len(found) == 2 * files + 10 + 3  # structure and weights of each file, the rest, and twins
     unet = next(r for r in found if r.gate == "weights.unet.mlpackage")
     assert unet.value == 0.0
     assert unet.threshold == 0.0
@@ -203,7 +203,7 @@ def test_an_attribute_is_named_with_what_it_was(copied: Path, failed: Failed) ->
 
     onnx_edit(copied / "onnx/text_encoder.onnx", other_epsilon)
     found = failed(copied)
-    assert set(found) == {"structure.text_encoder.onnx"}
+    assert set(found) == {f"{gate}.text_encoder.onnx" for gate in ("structure", "weights")}
     assert "epsilon=" in found["structure.text_encoder.onnx"]
     assert "in 1 of" in found["structure.text_encoder.onnx"]
 

@@ -118,6 +118,7 @@ def test_an_opset_is_not_later_than_the_model(refused: Callable[[Edit], str], ve
 def test_a_result_is_of_the_kind_that_is_declared(package: Path, tools: SimpleNamespace) -> None:
     import dataclasses
 
+    from flashbulb.runtimes.engines.mil.budget import Budget
     from flashbulb.runtimes.engines.mil.dtypes import BY_NAME
     from flashbulb.runtimes.engines.mil.package import read_package
     from flashbulb.runtimes.engines.mil.plan import compile_function
@@ -136,7 +137,9 @@ def test_a_result_is_of_the_kind_that_is_declared(package: Path, tools: SimpleNa
             function, block=dataclasses.replace(function.block, operations=tuple(operations))
         )
         plan = compile_function(changed, read.weights)
-        program = Program(dataclasses.replace(read, functions={"main": changed}), "main", "fp32", plan)
+        program = Program(
+            dataclasses.replace(read, functions={"main": changed}), "main", "fp32", plan, Budget()
+        )
         with pytest.raises(ProgramError, match=f"add 'sum': wanted the declared {wanted}, computed floats"):
             program.predict(given)
     Program.load(package).predict(given)
