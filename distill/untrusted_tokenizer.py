@@ -70,10 +70,8 @@ def tokenizer_faults(value: Any) -> Iterator[str]:
     added = value.get("added_tokens") or []
     if not isinstance(added, list) or len(added) > MOST_ADDED:
         yield f"more than {MOST_ADDED} added tokens"
-    elif isinstance(words := value["model"].get("vocab"), dict) and (
-        fault := _id_fault([*words.values(), *(t.get("id") for t in added if isinstance(t, dict))])
-    ):
-        yield fault
+    elif isinstance(words := value["model"].get("vocab"), dict):
+        yield from _word_faults(words, [t for t in added if isinstance(t, dict)], value["model"])
     for kind, key, known in (
         ("normalizer", "normalizers", NORMALIZERS),
         ("pre_tokenizer", "pretokenizers", PRE_TOKENIZERS),
@@ -83,6 +81,14 @@ def tokenizer_faults(value: Any) -> Iterator[str]:
             yield f"more than {MOST_STEPS} steps in its {kind}"
         for step in steps:
             yield from _step_faults(step, kind, known)
+
+
+def _word_faults(words: dict[str, Any], added: list[dict[str, Any]], model: dict[str, Any]) -> Iterator[str]:
+    if fault := _id_fault([*words.values(), *(token.get("id") for token in added)]):
+        yield fault
+    unknown = model.get("unk_token")
+    if unknown is not None and unknown not in [*words, *(token.get("content") for token in added)]:
+        yield f"the unknown token {str(unknown)[:40]!r}, which is not among its words"
 
 
 def _id_fault(ids: list[Any]) -> str:
