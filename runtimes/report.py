@@ -242,9 +242,13 @@ def weight_bytes(bundle: Bundle, checkpoint: str | None) -> dict[str, int]:
 
 
 def folder_weights(checkpoint: Checkpoint, component: str) -> int:
-    """Return the bytes of one component's safetensors; the decoder shares its file with the encoder."""
-    folder = checkpoint.path / component.replace("vae_decoder", "vae")
-    return sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+    """Return the bytes of one component's safetensors; the decoder shares its file with the encoder.
+
+    Variants (``.fp16.``, ``.non_ema.``) are the same once more: they count only where there is nothing else.
+    """
+    files = list((checkpoint.path / component.replace("vae_decoder", "vae")).glob("*.safetensors"))
+    plain = [file for file in files if "." not in file.stem]
+    return sum(file.stat().st_size for file in plain or files)
 
 
 def human_bytes(value: int | None) -> str:

@@ -5,6 +5,7 @@ A manifest can be changed together with its hashes; these conditions cannot be m
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -16,11 +17,12 @@ import numpy as np
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.schedule import one_step
 from flashbulb.distill.typed_json import decode
-from flashbulb.distill.untrusted import read_small
+from flashbulb.distill.untrusted import UntrustedError, read_small
 from flashbulb.export.bundle import Bundle, BundleError
 from flashbulb.export.golden import SANITY_SHARE
 from flashbulb.export.thresholds import gates
 from flashbulb.export.tokenizer_file import read_tokenizer
+from flashbulb.runtimes.engines.base import Array
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.records import ParityRecord, SanityRecord
 
@@ -36,6 +38,8 @@ FLOOR_ROUNDING = 2e-6
 """Exports round floors to six decimals, and sums of float32 differ in the seventh."""
 PIXEL_TOLERANCE = 1
 """Steps of 255 by which a golden picture may differ from its vector."""
+MOST_PNG_EXTRA = 1 << 20
+"""Bytes that a golden picture's file may have beyond four for each pixel."""
 TOKENIZER_PARTS = ("model", "normalizer", "pre_tokenizer", "added_tokens")
 
 
@@ -75,30 +79,36 @@ def variance_floor_gate(bundle: Bundle) -> SanityRecord:
 
 def picture_file_gate(bundle: Bundle) -> SanityRecord:
     """The golden pictures that people look at must be those of the golden vectors."""
-    from PIL import Image
-
-    from flashbulb.distill.data.pictures import unreadable
-
     worst = 0
     for case, golden in zip(bundle.manifest.golden.cases, bundle.golden(), strict=True):
         wanted = np.rint(golden["image"][0].transpose(1, 2, 0) * 255.0).clip(0, 255)
-        try:
-            with Image.open(bundle.root / case.png, formats=("PNG",)) as image:
-                got = (
-                    np.asarray(image.convert("RGB"), dtype=np.float64)
-                    if image.size == wanted.shape[1::-1]
-                    else None
-                )
-        except unreadable():
-            got = None
+        got = _pixels(bundle.root / case.png, wanted.shape[:2])
         if got is None:
-            return sanity(
-                "pictures", "bundle", False, f"{case.png} is no PNG picture of {wanted.shape[:2]} pixels"
-            )
+            words = f"{case.png} is no PNG picture of {wanted.shape[:2]} pixels"
+            return sanity("pictures", "bundle", False, words)
         worst = max(worst, int(np.abs(got - wanted).max()))
     words = f"the golden pictures differ from their vectors by {worst} of 255, allowed {PIXEL_TOLERANCE}"
     good = worst <= PIXEL_TOLERANCE
     return sanity("pictures", "bundle", good, words, value=float(worst), threshold=float(PIXEL_TOLERANCE))
+
+
+def _pixels(path: Path, size: tuple[int, ...]) -> Array | None:
+    """Return a picture as (height, width, 3) in [0, 255], or None when it is none of that size.
+
+    It is read at once: from a file, a chunk would get all the memory that it says it is long.
+    """
+    from PIL import Image
+
+    from flashbulb.distill.data.pictures import unreadable
+
+    try:
+        data = read_small(path, 4 * size[0] * size[1] + MOST_PNG_EXTRA)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            return np.asarray(image.convert("RGB"), dtype=np.float64) if image.size == size[::-1] else None
+    except UntrustedError:
+        return None
+    except unreadable():
+        return None
 
 
 def vocabulary_gate(folder: Path) -> SanityRecord:

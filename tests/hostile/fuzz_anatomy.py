@@ -7,12 +7,12 @@ when it is run as a script.
 from __future__ import annotations
 
 import struct
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from breaking import BYTE_CHANGES, CHOICES, JUNK, Target, change_bytes
 from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
@@ -37,13 +37,13 @@ def change_words(data: bytes, changes: list[tuple[int, int]]) -> bytes:
     return bytes(found)
 
 
-def broken(data: bytes, tools: Any) -> st.SearchStrategy[bytes]:
+def broken(data: bytes) -> st.SearchStrategy[bytes]:
     """Break a program at some words and some bytes."""
-    words = st.lists(st.tuples(tools.CHOICES, st.integers(0, len(WORDS) - 1)), max_size=4)
+    words = st.lists(st.tuples(CHOICES, st.integers(0, len(WORDS) - 1)), max_size=4)
     return st.one_of(
-        st.builds(lambda w, b: tools.change_bytes(change_words(data, w), b), words, tools.BYTE_CHANGES),
+        st.builds(lambda w, b: change_bytes(change_words(data, w), b), words, BYTE_CHANGES),
         st.builds(change_words, st.just(data), words),
-        tools.JUNK,
+        JUNK,
     )
 
 
@@ -79,27 +79,15 @@ def targets(work: Path) -> list[Any]:
     """Return the readers of programs."""
     from flashbulb.export.anatomy import AnatomyError
 
-    tools = _tools()
     return [
-        tools.Target(
+        Target(
             f"anatomy-{kind}",
             partial(read, work / f"anatomy.{kind}", kind),
             (AnatomyError,),
-            broken(sound(kind), tools),
+            broken(sound(kind)),
         )
         for kind in FORMATS
     ]
-
-
-def _tools() -> Any:
-    for name in ("__main__", "flashbulb_fuzz"):
-        found = sys.modules.get(name)
-        if found is not None and hasattr(found, "run_case"):
-            return found
-    sys.path.insert(0, str(HERE))
-    import fuzz
-
-    return fuzz
 
 
 # The sound programs

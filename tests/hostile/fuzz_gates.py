@@ -7,35 +7,12 @@ beside a tokenizer, and the tokenizer of a checkpoint.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-HERE = Path(__file__).parent
-
-
-class RefusedError(ValueError):
-    """A gate's verdict, as a reader's error."""
-
-
-def fuzz() -> ModuleType:
-    """Return the file beside this one, which may run as a script."""
-    for name in ("__main__", "flashbulb_fuzz"):
-        found = sys.modules.get(name)
-        if found is not None and hasattr(found, "run_case"):
-            return found
-    return mil().fuzz()
-
-
-def mil() -> Any:
-    """Return the file with the broken packages."""
-    sys.path.insert(0, str(HERE))
-    try:
-        import fuzz_mil
-    finally:
-        sys.path.remove(str(HERE))
-    return fuzz_mil
+import fuzz_mil
+from breaking import Target, broken_json
+from fuzz_files import RefusedError, tokenizer
 
 
 def package_targets(work: Path) -> list[Any]:
@@ -44,20 +21,20 @@ def package_targets(work: Path) -> list[Any]:
     from flashbulb.runtimes.engines.mil import ProgramError
     from flashbulb.runtimes.engines.mil.listing import read_package_listing
 
-    tools, packages, root = fuzz(), mil(), work / "g.mlpackage"
-    models = list(packages.sound("mil-model").values())
-    packages.write_package(root, models[0])
-    broken = packages.broken_messages(models, packages.names_of(models))
+    root = work / "g.mlpackage"
+    models = list(fuzz_mil.sound("mil-model").values())
+    fuzz_mil.write_package(root, models[0])
+    broken = fuzz_mil.broken_messages(models, fuzz_mil.names_of(models))
 
     def read_listing(data: bytes) -> None:
-        (root / packages.MODEL).write_bytes(data)
+        (root / fuzz_mil.MODEL).write_bytes(data)
         for constant in read_package_listing(root).constants.values():
             for load in (constant.load, constant.scale, constant.table):
                 if load is not None:
                     load()
 
     def read_doctor(data: bytes) -> None:
-        (root / packages.MODEL).write_bytes(data)
+        (root / fuzz_mil.MODEL).write_bytes(data)
         found = examined(root)
         if wrong := [what for severity, what in found if severity == "error"]:
             raise RefusedError(wrong[0])
@@ -66,8 +43,8 @@ def package_targets(work: Path) -> list[Any]:
         read_listing(data)
         read_doctor(data)
     return [
-        tools.Target("mil-listing", read_listing, (ProgramError, AnatomyError), broken),
-        tools.Target("mil-doctor", read_doctor, (RefusedError,), broken),
+        Target("mil-listing", read_listing, (ProgramError, AnatomyError), broken),
+        Target("mil-doctor", read_doctor, (RefusedError,), broken),
     ]
 
 
@@ -97,8 +74,7 @@ def word_targets(work: Path) -> list[Any]:
     from flashbulb.distill import checkpoint
     from flashbulb.runtimes.source_gates import vocabulary_gate
 
-    tools = fuzz()
-    sound, folder = tools.tokenizer(), work / "words"
+    sound, folder = tokenizer(), work / "words"
     write_words(folder, sound)
 
     def read_vocabulary(data: bytes) -> None:
@@ -120,10 +96,8 @@ def word_targets(work: Path) -> list[Any]:
     read_tokenizer(text)
     errors = (checkpoint.CheckpointError,)
     return [
-        tools.Target(
-            "vocabulary", read_vocabulary, (RefusedError,), tools.broken_json(sound["model"]["vocab"])
-        ),
-        tools.Target("checkpoint-tokenizer", read_tokenizer, errors, tools.broken_json(sound)),
+        Target("vocabulary", read_vocabulary, (RefusedError,), broken_json(sound["model"]["vocab"])),
+        Target("checkpoint-tokenizer", read_tokenizer, errors, broken_json(sound)),
     ]
 
 

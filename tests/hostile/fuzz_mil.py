@@ -7,20 +7,18 @@ element types beside theirs.  `sound_packages.py` writes them.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import os
 import shutil
 import struct
-import sys
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+from breaking import BYTE_CHANGES, CHOICES, Target, broken_json, change_bytes
 from hypothesis import strategies as st
 
 HERE = Path(__file__).parent
@@ -41,21 +39,6 @@ MANIFEST = {
     },
     "rootModelIdentifier": "A",
 }  # fmt: skip
-
-
-def fuzz() -> ModuleType:
-    """Return the file beside this one, which may run as a script."""
-    for name in ("__main__", "flashbulb_fuzz"):
-        found = sys.modules.get(name)
-        if found is not None and hasattr(found, "run_case"):
-            return found
-    spec = importlib.util.spec_from_file_location("flashbulb_fuzz", HERE / "fuzz.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.modules["flashbulb_fuzz"] = module
-    return module
 
 
 # Protobuf as a tree: a message is a list of [field number, wire type, value]
@@ -195,22 +178,21 @@ OPERATIONS = ("value", "value", "value", "drop", "twice", "many", "renumber", "s
 
 def broken_messages(sound: list[bytes], names: list[bytes]) -> st.SearchStrategy[bytes]:
     """Break one of some files as a message, as bytes, or both."""
-    tools = fuzz()
     trees = [tree(data) or [] for data in sound]
     assert [flat(t) for t in trees] == sound, "a sound file does not survive being taken apart"
     changes = st.lists(
-        st.tuples(tools.CHOICES, st.sampled_from(OPERATIONS), st.integers(0, 255)), min_size=1, max_size=4
+        st.tuples(CHOICES, st.sampled_from(OPERATIONS), st.integers(0, 255)), min_size=1, max_size=4
     )
     chosen = st.sampled_from(range(len(sound)))
 
     def both(which: int, inner: list[Any], raw: list[Any]) -> bytes:
-        return bytes(tools.change_bytes(change_message(trees[which], inner, names), raw))
+        return bytes(change_bytes(change_message(trees[which], inner, names), raw))
 
     return st.one_of(
         st.builds(both, chosen, changes, st.just([])),
         st.builds(both, chosen, changes, st.just([])),
-        st.builds(both, chosen, changes, tools.BYTE_CHANGES),
-        st.builds(lambda w, raw: tools.change_bytes(sound[w], raw), chosen, tools.BYTE_CHANGES),
+        st.builds(both, chosen, changes, BYTE_CHANGES),
+        st.builds(lambda w, raw: change_bytes(sound[w], raw), chosen, BYTE_CHANGES),
     )
 
 
@@ -238,7 +220,6 @@ def marks_of(data: bytes) -> list[int]:
 
 def broken_records(sound: bytes) -> st.SearchStrategy[bytes]:
     """Break a weight file in its records, or as bytes."""
-    tools = fuzz()
     marks = marks_of(sound)
 
     def build(changes: list[tuple[int, int, int]], raw: list[Any]) -> bytes:
@@ -248,9 +229,9 @@ def broken_records(sound: bytes) -> st.SearchStrategy[bytes]:
             parts = list(RECORD.unpack_from(data, at))
             parts[field] = value & (2**32 - 1) if field < 2 else value
             RECORD.pack_into(data, at, *parts)
-        return bytes(tools.change_bytes(bytes(data), raw))
+        return bytes(change_bytes(bytes(data), raw))
 
-    return st.builds(build, st.lists(FIELDS, max_size=3), tools.BYTE_CHANGES)
+    return st.builds(build, st.lists(FIELDS, max_size=3), BYTE_CHANGES)
 
 
 # What is fed
@@ -298,7 +279,7 @@ def targets(work: Path) -> list[Any]:
 
     from flashbulb.runtimes.engines.mil import ProgramError
 
-    tools, models, weights = fuzz(), sound("mil-model"), sound("mil-weights")
+    models, weights = sound("mil-model"), sound("mil-weights")
     names = names_of(models.values())
     root, plain = work / "m.mlpackage", work / "p.mlpackage"
     others = [work / f"{name}.mlpackage" for name in models]
@@ -324,10 +305,10 @@ def targets(work: Path) -> list[Any]:
         run(plain, data)
 
     return [
-        tools.Target("mil-model", read_model, (ProgramError,), broken_messages(list(models.values()), names)),
-        tools.Target("mil-weights", read_weights, (ProgramError,), records),
-        tools.Target("mil-manifest", read_manifest, (ProgramError,), tools.broken_json(MANIFEST)),
-        tools.Target("mil-folder", folder_reader(work, models["earlier"]), (ProgramError,), FOLDERS),
+        Target("mil-model", read_model, (ProgramError,), broken_messages(list(models.values()), names)),
+        Target("mil-weights", read_weights, (ProgramError,), records),
+        Target("mil-manifest", read_manifest, (ProgramError,), broken_json(MANIFEST)),
+        Target("mil-folder", folder_reader(work, models["earlier"]), (ProgramError,), FOLDERS),
     ]
 
 

@@ -5,38 +5,28 @@ The whole run is ``python tests/hostile/fuzz.py --cases 100000``.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fuzz
 import pytest
+from breaking import JUNK, Target, broken_json
 
 HERE = Path(__file__).parent
 CASES = 150
 """Per target; the sample is to take less than half a minute."""
 
 
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("flashbulb_fuzz", HERE / "fuzz.py")
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
-
-
-fuzz = load()
 NAMES = (
     "manifest", "vectors", "tokenizer", "path", "pickle", "index", "scheduler", "config-text_encoder",
     "config-unet", "config-vae", "lineage", "weights", "report", "mil-model", "mil-weights", "mil-manifest",
     "mil-folder", "mil-listing", "mil-doctor", "anatomy-onnx", "anatomy-ort", "anatomy-pte", "vocabulary",
-    "checkpoint-tokenizer",
+    "checkpoint-tokenizer", "picture",
 )  # fmt: skip
 
 
@@ -86,7 +76,7 @@ def test_an_error_that_is_not_documented_is_found(tmp_path: Path) -> None:
         if b"7" in data:
             raise KeyError("oops")
 
-    bad = fuzz.Target("bad", read, (ValueError,), fuzz.broken_json({"a": [1, 2, 3]}))
+    bad = Target("bad", read, (ValueError,), broken_json({"a": [1, 2, 3]}))
     with pytest.raises(KeyError):
         fuzz.fuzz(bad, 5000, seed=0, save=tmp_path)
     assert any(b"7" in p.read_bytes() for p in (tmp_path / "bad").iterdir())
@@ -101,11 +91,11 @@ def test_a_hang_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
     with pytest.raises(fuzz.Hang):
-        fuzz.run_case(fuzz.Target("slow", read, (Exception,), fuzz.JUNK), b"")
+        fuzz.run_case(Target("slow", read, (Exception,), JUNK), b"")
 
 
 def test_a_large_allocation_is_found() -> None:
-    target = fuzz.Target("large", lambda data: bytearray(65 << 20), (), fuzz.JUNK)
+    target = Target("large", lambda data: bytearray(65 << 20), (), JUNK)
     with pytest.raises(AssertionError, match="MiB were allocated"):
         fuzz.run_case(target, b"")
 
@@ -115,4 +105,4 @@ def test_an_error_without_words_is_found() -> None:
         raise ValueError
 
     with pytest.raises(AssertionError, match="without a message"):
-        fuzz.run_case(fuzz.Target("mute", read, (ValueError,), fuzz.JUNK), b"")
+        fuzz.run_case(Target("mute", read, (ValueError,), JUNK), b"")

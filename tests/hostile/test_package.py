@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import fuzz_mil as mil
 import pytest
 
 from flashbulb.runtimes.engines.mil import ProgramError
 from flashbulb.runtimes.engines.mil.listing import read_package_listing
 from flashbulb.runtimes.engines.mil.package import read_package
-
-HERE = Path(__file__).parent
-
-
-def tools() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("flashbulb_fuzz_mil", HERE / "fuzz_mil.py")
-    assert spec
-    assert spec.loader
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    sys.modules.pop("flashbulb_fuzz", None)
-    return found
-
-
-mil = tools()
 
 
 @pytest.fixture

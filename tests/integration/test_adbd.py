@@ -19,11 +19,14 @@ from flashbulb.runtimes.engines.base import EngineError
 from flashbulb.runtimes.records import read_report
 
 pytest.importorskip("onnxruntime")
+pytest.importorskip("executorch")
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 PLACES = os.pathsep.join([str(ROOT / ".ci/.adbd/bin"), "/usr/sbin", "/usr/lib/android-sdk/platform-tools"])
 SERIAL = "127.0.0.1:5555"
+ENGINES = {"ort": "ort", "executorch": "pte"}
+"""Their files' suffixes."""
 BALLAST_BYTES = 256 << 20
 """Large enough that a copy takes a second."""
 LOOP = """
@@ -94,28 +97,29 @@ def runners(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What would be pushed to a phone, except that the processor is imitated."""
     if reason := absent() or qemu.missing():
         pytest.skip(reason)
-    try:
-        program = toolchain.runner("ort")
-    except EngineError as error:
-        pytest.skip(f"no runtime for Arm here: {error}")
     folder = tmp_path_factory.mktemp("runners")
-    shutil.copy(program, folder / "arm-ort")
-    for library in program.parent.glob("*.so*"):
-        shutil.copy(library, folder)
     model = qemu.MODELS[1]
-    root = qemu._root(folder.parent, model)
-    words = f'exec {qemu._program()} -cpu {model.name} -L "{root}" ./arm-ort "$@"'
-    (folder / "flashbulb-ort").write_text(f"#!/bin/sh\n{words}\n")
+    imitated = f'exec {qemu._program()} -cpu {model.name} -L "{qemu._root(folder.parent, model)}"'
+    for engine in ENGINES:
+        try:
+            program = toolchain.runner(engine)
+        except EngineError as error:
+            pytest.skip(f"no runtime for Arm here: {error}")
+        shutil.copy(program, folder / f"arm-{engine}")
+        for library in program.parent.glob("*.so*"):
+            shutil.copy(library, folder)
+        (folder / f"flashbulb-{engine}").write_text(f'#!/bin/sh\n{imitated} ./arm-{engine} "$@"\n')
     return folder
 
 
 @pytest.fixture(scope="module")
 def bundle(runners: Path, tiny_sticker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from flashbulb.export import stage
-    from flashbulb.export.backends import Ort
+    from flashbulb.export.backends import Executorch, Ort
 
     out = tmp_path_factory.mktemp("adbd") / "a bundle; with $(odd) 'name'"
-    return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=(Ort(),)))
+    backends = (Ort(), Executorch())
+    return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=backends))
 
 
 def through_the_daemon(folder: Path, *words: str, lost: str = "") -> subprocess.CompletedProcess[str]:
@@ -143,16 +147,17 @@ def through_the_daemon(folder: Path, *words: str, lost: str = "") -> subprocess.
     )
 
 
-def test_push_judge_pull_and_clean_up(runners: Path, bundle: Path, tmp_path: Path):
-    words = ["--device", f"adb:{SERIAL}", "--runners", str(runners), "--engine", "ort", "--cases", "2"]
+@pytest.mark.parametrize("engine", ENGINES)
+def test_push_judge_pull_and_clean_up(runners: Path, bundle: Path, tmp_path: Path, engine: str):
+    words = ["--device", f"adb:{SERIAL}", "--runners", str(runners), "--engine", engine, "--cases", "2"]
     done = through_the_daemon(tmp_path, "check", str(bundle), *words, "--out", str(tmp_path / "check.json"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     report = read_report(tmp_path / "check.json")
     assert report.ok and report.device.kind == "adb" and report.device.attributes["serial"] == SERIAL
     assert report.device.attributes["features"] == "neon,dotprod,fp16"
     assert {r.gate for r in report.sanity if r.verdict == "pass"} >= {
-        "structure.unet.ort",
-        "weights.unet.ort",
+        f"structure.unet.{ENGINES[engine]}",
+        f"weights.unet.{ENGINES[engine]}",
         "rule",
         "floors",
         "pushed",
