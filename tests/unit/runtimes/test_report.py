@@ -212,3 +212,14 @@ def test_units() -> None:
         "12.3",
         "1234" if round(1234.5) == 1234 else "1235",
     ]
+
+
+def test_a_variant_of_the_weights_is_not_counted_beside_them(tmp_path: Path):
+    folder = tmp_path / "vae"
+    folder.mkdir()
+    checkpoint = SimpleNamespace(path=tmp_path)
+    (folder / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"0" * 50)
+    assert module.folder_weights(checkpoint, "vae_decoder") == 50
+    for part in ("00001-of-00002", "00002-of-00002"):
+        (folder / f"diffusion_pytorch_model-{part}.safetensors").write_bytes(b"0" * 100)
+    assert module.folder_weights(checkpoint, "vae_decoder") == 200
