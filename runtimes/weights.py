@@ -24,7 +24,10 @@ ROOT, SUM = "ReciprocalSquareRoot", "Add"
 FLOOR = "fill_like"
 """Core ML's operation for the root of an epsilon, which is scaled there like what it is added to."""
 UNDER_ROOTS = (float(np.float32(1e-12)), 2.0**-24)
-"""What coremltools adds under a reciprocal root: a float32, and the smallest float16 where it has no such."""
+"""What coremltools adds under a root that is to have nothing added: a float32, or the smallest float16."""
+ANOTHER_ROOT = "another number under a root than coremltools'"
+EXACT = "EXACT"
+"""Core ML's mode of the gelu that is no approximation, which is the default."""
 STEP_SLACK = 1.001
 """Share of half a spacing that a rounded step may be off, since float32 was rounded before float16."""
 FOLD_SLACK = 2e-6
@@ -112,12 +115,24 @@ def _traits(listing: Listing) -> Iterator[str]:
             yield epsilon_trait(epsilon)
         elif node.attributes.get("approximate") == "tanh" or node.op.endswith("FastGelu"):
             yield TANH
+        elif node.op == "gelu" and (mode := node.attributes.get("mode", EXACT)) != EXACT:
+            yield TANH if str(mode).startswith("TANH") else f"gelu in mode {mode}"
+        elif node.op == "batch_norm":
+            kind = ANOTHER_ROOT if _is_affine(node, listing) else None
+            yield from (kind or epsilon_trait(v) for v in _scalars(node, listing) if v not in UNDER_ROOTS)
         elif node.op == ROOT and (made := makers.get(node.inputs[0])) and made.op == SUM:
             yield from (epsilon_trait(v) for v in _scalars(made, listing))
         elif node.op == FLOOR:
             yield from (epsilon_trait(v * v) for v in _scalars(node, listing))
         elif node.op == "rsqrt" and any(v not in UNDER_ROOTS for v in _scalars(node, listing)):
-            yield "another number under a root than coremltools'"
+            yield ANOTHER_ROOT
+
+
+def _is_affine(node: Node, listing: Listing) -> bool:
+    """Tell a product and a sum, which coremltools writes as a normalisation of mean 0 and variance 1."""
+    held = [listing.constants[n].load() for n in node.inputs if n in listing.constants]
+    flat = {float(v.flat[0]) for v in held if v.size > 1 and (v == v.flat[0]).all()}
+    return flat >= {0.0, 1.0}
 
 
 def _scalars(node: Node, listing: Listing) -> list[float]:

@@ -90,6 +90,8 @@ class Coreml(Backend, frozen=True, tag="coreml"):
             return self._convert(ct, np, traced, graph)
 
     def _convert(self, ct: Any, np: Any, traced: Any, graph: Graph) -> Any:
+        from flashbulb.export.coreml_passes import pipeline
+
         kinds = {"float32": np.float32, "int32": np.int32}
         return ct.convert(
             traced,
@@ -114,13 +116,6 @@ def quiet() -> Iterator[None]:
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def pipeline(ct: Any) -> Any:
-    """Keep the passes from multiplying the affine's factor into the fp16 weights of the last convolution."""
-    chosen = ct.PassPipeline()
-    chosen.remove_passes({"common::fuse_conv_scale"})
-    return chosen
 
 
 def is_affine(op: Any) -> bool:

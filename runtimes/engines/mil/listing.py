@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -67,8 +67,9 @@ def _listing(path: Path) -> Listing:
         lines[f"{name}(inputs)"] = f"{function.opset} {_named(function.inputs)}"
         lines |= {f"{name}.{k}": v for k, v in speller.lines(function.block)}
     main = package.functions[package.description.default or "main"]
-    nodes = tuple(_node(o) for o in main.block.operations if not _decodes(o))
     decoder = _Decoder(main.block, package.weights, OPSETS.get(main.opset, 18))
+    words = dict(decoder.words())
+    nodes = tuple(_node(o, words) for o in main.block.operations if not _decodes(o))
     return Listing(nodes=nodes, constants=dict(decoder.constants()), lines=lines)
 
 
@@ -76,11 +77,14 @@ def _decodes(operation: Operation) -> bool:
     return operation.op == "const" or operation.op.startswith("constexpr_")
 
 
-def _node(operation: Operation) -> Node:
+def _node(operation: Operation, known: Mapping[str, str]) -> Node:
+    """Return an operation; its attributes are those of its inputs that are words, such as a mode."""
     inputs = tuple(v for values in operation.inputs.values() for v in values if isinstance(v, str))
+    told = {k: known[v] for k, a in operation.inputs.items() for v in a if isinstance(v, str) and v in known}
     outputs = tuple(n.name for n in operation.outputs)
     words = {k: ", ".join(v if isinstance(v, str) else "..." for v in a) for k, a in operation.inputs.items()}
-    return Node(operation.op, inputs, outputs, operation_line(operation.op, words, _named(operation.outputs)))
+    line = operation_line(operation.op, words, _named(operation.outputs))
+    return Node(operation.op, inputs, outputs, line, told)
 
 
 class _Decoder:
@@ -100,6 +104,13 @@ class _Decoder:
         for name, operation in self.coded.items():
             if name not in hidden:
                 yield name, self.decoded(name, operation)
+
+    def words(self) -> Iterator[tuple[str, str]]:
+        """Yield the constants that are words."""
+        for name, value in self.stored.items():
+            dtype = value.type.dtype
+            if dtype and dtype.proto == STRING and value.type.shape == () and value.items is None:
+                yield name, str(decode(value, self.weights))
 
     def plain(self, value: Value) -> Array:
         """Return a stored constant."""

@@ -14,6 +14,7 @@ from flashbulb.export import encodings
 from flashbulb.export.artifact import Artifact
 from flashbulb.export.backends import Coreml
 from flashbulb.export.backends.coreml import quiet
+from flashbulb.export.coreml_passes import pipeline
 from flashbulb.export.doctor import examine
 from flashbulb.export.graph import Graph, build
 
@@ -87,6 +88,24 @@ def test_the_affine_stays_in_fp32(packages: tuple[Path, dict[str, Artifact]]) ->
     assert len(adds) == 1
     assert types[adds[0].outputs[0].name] == 11  # FLOAT32
     assert not [o for o in producers if o.type == "cast"]
+
+
+@pytest.mark.parametrize(("passes", "epsilon"), [(pipeline(ct), 1e-12), (ct.PassPipeline(), 1e-5)])
+def test_an_affine_as_a_normalisation_adds_nothing_under_its_root(passes: Any, epsilon: float) -> None:
+    """coremltools alone adds its default."""
+    import torch
+
+    class Affine(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.sin(x) * torch.arange(1.0, 5.0).view(1, 4, 1, 1) + torch.ones(1, 4, 1, 1)
+
+    traced = torch.jit.trace(Affine(), torch.zeros(1, 4, 8, 8))
+    kinds = {"minimum_deployment_target": ct.target.iOS16, "compute_precision": ct.precision.FLOAT32}
+    inputs = [ct.TensorType(name="x", shape=(1, 4, 8, 8))]
+    with quiet():
+        model = ct.convert(traced, inputs=inputs, pass_pipeline=passes, skip_model_load=True, **kinds)
+    (norm,) = model._mil_program.functions["main"].find_ops(op_type="batch_norm")
+    assert norm.epsilon.val == np.float32(epsilon)
 
 
 @pytest.mark.slow

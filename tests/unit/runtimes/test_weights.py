@@ -163,6 +163,7 @@ def test_another_epsilon_fails(form, held: tuple[float, ...], wrong: int) -> Non
     "node",
     [
         Node("Gelu", ("x",), ("y",), "", {"approximate": "tanh"}),
+        Node("gelu", ("x", "mode"), ("y",), "", {"mode": "TANH_APPROXIMATION"}),
         Node("com.microsoft.FastGelu", ("x",), ("y",), ""),
     ],
 )
@@ -188,3 +189,11 @@ def test_traits_are_counted_in_the_modules_of_a_checkpoint() -> None:
 def test_what_core_ml_adds_under_a_root_of_its_own_is_known(added: float, problems: int) -> None:
     held = {"e": Constant(lambda: np.float32(added).reshape(()))}
     assert len(traits_judged(Listing((Node("rsqrt", ("x", "e"), ("y",), ""),), held)).problems) == problems
+
+
+@pytest.mark.parametrize(("epsilon", "wrong"), [(2.0**-24, 0), (1e-12, 0), (1e-5, 1)])
+def test_an_affine_that_is_written_as_a_normalisation_adds_nothing_under_its_root(epsilon: float, wrong: int):
+    node = Node("batch_norm", ("x", "mean", "variance", "e"), ("y",), "")
+    held = {"mean": np.zeros(4, "f4"), "variance": np.ones(4, "f4"), "e": np.full((), epsilon, "f4")}
+    constants = {k: Constant(lambda v=v: v) for k, v in held.items()}
+    assert traits_judged(Listing((node,), constants)).wrong == wrong
