@@ -64,6 +64,8 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     steps: dict[str, Step] = field(default_factory=dict)
     """What makes each output."""
+    externs: dict[str, int] = field(default_factory=dict)
+    """Value -> its place among all that is given from outside and back."""
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -109,9 +111,10 @@ def read_graph(
 
 
 def _externs(graph: Graph, root: Table, number: int) -> list[str]:
+    """Return the names at a border in the order of a call's arguments, which is not that of the list."""
     names = [f"{graph.prefix}{i}" for i in root.array(number, "<u4")]
     graph.lines[f"{graph.prefix}({'inputs' if number == 4 else 'outputs'})"] = ", ".join(names)
-    return names
+    return sorted(names, key=lambda name: graph.externs.get(name, NOTHING))
 
 
 def _value(graph: Graph, item: Table, stored: Callable[[int], memoryview]) -> None:
@@ -122,7 +125,7 @@ def _value(graph: Graph, item: Table, stored: Callable[[int], memoryview]) -> No
     name, buffer = f"{graph.prefix}{table.integer(6, 'I')}", table.integer(3, "I")
     if kind not in DTYPES:
         raise AnatomyError(f"wanted {name} of a type in {sorted(DTYPES)}, got {kind}; it is not read here")
-    graph.shapes[name] = shape
+    graph.shapes[name], graph.externs[name] = shape, table.integer(4, "I")
     graph.lines[name] = f"value {DTYPES[kind]}{list(shape)} flags {table.integer(5, 'I')}"
     if buffer:
         load = partial(_constant, name, partial(stored, buffer), DTYPES[kind], shape)

@@ -42,10 +42,13 @@ def values(method: Method, inputs: Mapping[str, Array], names: list[str]) -> Ite
     for slot, name in zip(method.inputs, names, strict=True):
         held[slot] = torch.from_numpy(np.ascontiguousarray(inputs[name]))
     for call in method.calls:
-        if call.graph is None:
-            yield _kernel(call.op, call.args, held)
-        else:
-            yield from _graph(call.graph, call.args, held)
+        try:
+            if call.graph is None:
+                yield _kernel(call.op, call.args, held)
+            else:
+                yield from _graph(call.graph, call.args, held)
+        except (RuntimeError, LookupError) as error:  # as torch says that shapes do not fit
+            raise AnatomyError(f"wanted a sound call of {call.op}, got: {error}; export it again") from error
 
 
 def _kernel(op: str, args: list[str], held: Values) -> tuple[str, Array]:

@@ -122,12 +122,21 @@ def _departed(nodes: tuple[Node, ...], seen: Mapping[str, _Seen], outputs: set[s
 
 
 def _poorer(nodes: tuple[Node, ...], seen: Mapping[str, _Seen], told: Reference) -> Finding | None:
-    """Find the first operation that has a counterpart, from which it differs more than it may."""
+    """Find the first operation that has a counterpart, from which it differs more than it may.
+
+    One whose counterpart another operation equals is a part of that: a product before its bias is added.
+    """
+    whole = {s.index for s in seen.values() if s.good}
     for node in nodes:
         for own in (seen[o] for o in node.outputs if o in seen and not seen[o].good):
-            if not own.finite or (own.values is not None and told.like(own.values, LIKE_DB) >= 0):
+            if not own.finite or (own.values is not None and _like(own.values, told) not in whole | {-1}):
                 return _finding([node], nodes, seen, told)
     return None
+
+
+def _like(values: Array, told: Reference) -> int:
+    """Return the activation that a value is most like, -1 where it is not meant to be it."""
+    return told.nearest(values)[0] if told.like(values, LIKE_DB) >= 0 else -1
 
 
 def _finding(bad: list[Node], nodes: tuple[Node, ...], seen: Mapping[str, _Seen], told: Reference) -> Finding:

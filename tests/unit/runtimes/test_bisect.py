@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -187,6 +188,25 @@ def test_an_operation_that_is_poorer_inside_is_named_though_the_outputs_agree() 
     assert finding is not None and finding.node.outputs == ("v3",)
     got["v2"] = values[2][::-1]  # like no activation: a step inside a fused operation
     assert walk(nodes, got.items(), ["v3"], told, 60.0).poorer is None
+
+
+def test_a_part_of_an_operation_is_not_poorer_than_it() -> None:
+    """A product is nearly what it is with its bias, and PyTorch has no activation without it."""
+    x, whole = np.arange(8, dtype=np.float32), np.arange(8, dtype=np.float32) * 3 + 1
+    told = Reference([Activation("", "input", x), Activation("linear", "aten.linear", whole * np.float32(1))])
+    nodes = (Node("MatMul", ("x", "w"), ("p",), ""), Node("Add", ("p", "b"), ("y",), ""))
+    got = {"p": whole * np.float32(1.01), "y": whole}
+    assert walk(nodes, got.items(), ["y"], told, 60.0).poorer is None
+
+
+def test_arguments_of_a_delegate_are_in_the_order_of_their_external_ids() -> None:
+    from flashbulb.export.anatomy.xnnpack import Graph, _externs
+
+    graph = Graph("d1.")
+    graph.externs = {"d1.0": 34, "d1.2": 0, "d1.3": 1}
+    root: Any = SimpleNamespace(array=lambda number, kind: np.asarray([0, 2, 3]))
+    assert _externs(graph, root, 4) == ["d1.2", "d1.3", "d1.0"]
+    assert graph.lines["d1.(inputs)"] == "d1.0, d1.2, d1.3"
 
 
 def test_an_output_of_one_value_departs() -> None:
