@@ -46,6 +46,8 @@ MOST_GROWTH = 256 << 20
 """Resident memory that a whole run may add."""
 ROUND = 1000
 """Cases that hypothesis draws before it starts anew: it remembers each one, which is no reader's memory."""
+MOST_ROUND_SECONDS = 1800
+"""Wall clock of one such round, of which the slowest takes a minute."""
 
 
 FOREMOST = ("manifest", "mil-model", "mil-weights")
@@ -118,6 +120,9 @@ def fuzz(target: Target, cases: int, seed: int, save: Path | None) -> Counter[st
             raise
 
     while outcomes.total() < cases:
+        faulthandler.dump_traceback_later(
+            MOST_ROUND_SECONDS, exit=True
+        )  # no signal ends a hang in native code
         left = cases - outcomes.total()
         test = hypothesis.given(target.files)(one)
         checks = list(hypothesis.HealthCheck)
@@ -130,6 +135,7 @@ def fuzz(target: Target, cases: int, seed: int, save: Path | None) -> Counter[st
         )(hypothesis.seed(seed)(test))
         test()
         seed += 1_000_003
+    faulthandler.cancel_dump_traceback_later()
     return outcomes
 
 
@@ -206,7 +212,6 @@ def main() -> int:
         warm(targets)
         base = high_water()
         for target in targets:
-            faulthandler.dump_traceback_later(3600, exit=True)  # a hang in native code, which no signal ends
             found = fuzz(target, told.each or share(target.name, told.cases), told.seed, told.save)
             total += found.total()
             shown = ", ".join(f"{name} {count}" for name, count in found.most_common())
