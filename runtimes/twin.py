@@ -6,7 +6,7 @@ hide under that.  The twin has no rounding left: what it loses, the graph loses.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -24,6 +24,8 @@ from flashbulb.runtimes.weights import nearly
 
 EPSILON, HALF_EPSILON = 1e-12, 2.0**-24
 """What coremltools adds under a reciprocal root, and the smallest float16, which packages have for it."""
+PLAIN = (0.0, 1.0, -1.0, float(np.float32(EPSILON)))
+"""Numbers that a converter may write where no operator has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,13 @@ class Numbers:
     sources: Sources
     component: str
     scalars: frozenset[float]
+    strange: list[str] = field(default_factory=list)
+    """Single numbers that were asked for and that no operator in PyTorch has."""
 
     def exact(self, name: str, values: Array) -> Array | None:
         """Return a constant as the checkpoint, or the operator that it belongs to, has it."""
         if values.size == 1:
-            return self._scalar(values)
+            return self._scalar(name, values)
         for wanted in (self.sources.wanted[n] for n in self.sources.named(values)):
             if self.component not in (wanted.component, "generator"):
                 continue
@@ -49,16 +53,20 @@ class Numbers:
         close = nearly(values, folded)
         return None if close is None else close.reshape(values.shape).astype(np.float32)
 
-    def _scalar(self, values: Array) -> Array | None:
+    def _scalar(self, name: str, values: Array) -> Array | None:
         if values.dtype == np.float16 and float(values.flat[0]) == HALF_EPSILON:
             return np.full(values.shape, EPSILON, np.float32)
         with np.errstate(over="ignore"):
             found = [s for s in self.scalars if values.dtype.type(s) == values.flat[0]]
+        if not found and float(values.flat[0]) not in PLAIN:
+            self.strange.append(f"{name} = {values.flat[0]:.4g}")
         return np.full(values.shape, found[0], np.float32) if len(found) == 1 else None
 
 
-def twin(bundle: Bundle, artifact: Artifact, listing: Listing, sources: Sources, told: Reference) -> Program:
-    """Open a package with exact numbers.
+def twin(
+    bundle: Bundle, artifact: Artifact, listing: Listing, sources: Sources, told: Reference
+) -> tuple[Program, list[str]]:
+    """Open a package with exact numbers; also name the single numbers in it that PyTorch has nowhere.
 
     Raises:
         ProgramError: when it is damaged, or not supported.
@@ -66,7 +74,7 @@ def twin(bundle: Bundle, artifact: Artifact, listing: Listing, sources: Sources,
     from flashbulb.runtimes.engines.mil.exact import exact_program
 
     numbers = Numbers(sources, artifact.component, frozenset(told.scalars))
-    return exact_program(bundle.path(artifact), listing, numbers.exact)
+    return exact_program(bundle.path(artifact), listing, numbers.exact), numbers.strange
 
 
 def twin_gate(
@@ -78,11 +86,13 @@ def twin_gate(
         ProgramError: when it cannot run.
     """
     told = reference_of(bundle, checkpoint, artifact, keep=False)
-    program, case = twin(bundle, artifact, listing, sources, told), bundle.golden()[0]
+    (program, strange), case = twin(bundle, artifact, listing, sources, told), bundle.golden()[0]
     found = program.predict(golden_inputs(bundle, artifact))
     floor = floor_db(bundle, artifact.component)
     least = min(snr_db(case[s.name].ravel(), found[s.name].ravel()) for s in artifact.outputs)
     shown = "equals PyTorch" if least == np.inf else f"agrees with PyTorch at {least:.1f} dB"
     words = f"the float32 twin of {artifact.component}.{artifact.format} {shown}, wanted {floor:.1f} dB"
-    gate = f"twin.{artifact.component}"
-    return sanity(gate, "mil", least >= floor, words, value=least, threshold=floor, unit="dB")
+    if strange:
+        words += f"; no operator of PyTorch has its number {strange[0]}"
+    good, gate = least >= floor and not strange, f"twin.{artifact.component}"
+    return sanity(gate, "mil", good, words, value=least, threshold=floor, unit="dB")

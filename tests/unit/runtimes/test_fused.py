@@ -117,3 +117,18 @@ def test_a_larger_epsilon_fails_twin_and_bisection_alike(planted: Callable[[Edit
     told = {gate: r.verdict for gate, r in records.items() if "mil " in gate}
     assert told == {"mil twin.generator": "fail", "mil bisect.generator": "fail"}
     assert "the first operation that departs is" in records["mil bisect.generator"].sentence
+
+
+def test_a_number_that_no_operator_of_pytorch_has_is_strange():
+    """An attention's scale that is 2 % off can change a picture by less than float32 rounds."""
+    from flashbulb.runtimes.sources import Sources
+    from flashbulb.runtimes.twin import Numbers
+
+    numbers = Numbers(Sources({}), "unet", frozenset({0.1767766952966369}))
+    found = numbers.exact("scale", np.asarray(0.1767766952966369, np.float16))
+    assert found is not None and found.dtype == np.float32 and found == np.float32(0.1767766952966369)
+    for plain in (0.0, 1.0, -1.0, 2.0**-24):
+        numbers.exact("plain", np.asarray(plain, np.float16))
+    assert numbers.strange == []
+    assert numbers.exact("other", np.asarray(0.18018, np.float16)) is None
+    assert numbers.strange == ["other = 0.1802"]
