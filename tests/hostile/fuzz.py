@@ -135,6 +135,7 @@ def fuzz(target: Target, cases: int, seed: int, save: Path | None) -> Counter[st
         )(hypothesis.seed(seed)(test))
         test()
         seed += 1_000_003
+        print(f"{target.name}: {outcomes.total()} of {cases}", file=sys.stderr)
     faulthandler.cancel_dump_traceback_later()
     return outcomes
 
