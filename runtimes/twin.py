@@ -20,11 +20,9 @@ from flashbulb.runtimes.engines.mil.program import Program
 from flashbulb.runtimes.gates import sanity
 from flashbulb.runtimes.records import SanityRecord
 from flashbulb.runtimes.sources import Sources
-from flashbulb.runtimes.weights import nearly
+from flashbulb.runtimes.weights import UNDER_ROOTS, nearly
 
-EPSILON, HALF_EPSILON = 1e-12, 2.0**-24
-"""What coremltools adds under a reciprocal root, and the smallest float16, which packages have for it."""
-PLAIN = (0.0, 1.0, -1.0, float(np.float32(EPSILON)))
+PLAIN = (0.0, 1.0, -1.0, *UNDER_ROOTS)
 """Numbers that a converter may write where no operator has one."""
 
 
@@ -54,8 +52,8 @@ class Numbers:
         return None if close is None else close.reshape(values.shape).astype(np.float32)
 
     def _scalar(self, name: str, values: Array) -> Array | None:
-        if values.dtype == np.float16 and float(values.flat[0]) == HALF_EPSILON:
-            return np.full(values.shape, EPSILON, np.float32)
+        if values.dtype == np.float16 and float(values.flat[0]) == UNDER_ROOTS[1]:
+            return np.full(values.shape, UNDER_ROOTS[0], np.float32)
         with np.errstate(over="ignore"):
             found = [s for s in self.scalars if values.dtype.type(s) == values.flat[0]]
         if not found and float(values.flat[0]) not in PLAIN:

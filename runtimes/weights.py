@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from flashbulb.export.anatomy.listing import SHOWN, AnatomyError, Array, Constant, Listing, Node
+from flashbulb.export.coreml_passes import LEAST_EPSILON
 from flashbulb.runtimes.sources import TANH, Sources, Wanted, epsilon_trait
 
 ROUNDINGS = 2.0
@@ -23,7 +24,7 @@ ROOT, SUM = "ReciprocalSquareRoot", "Add"
 """XNNPACK's operations for a normalisation, which has no operation of its own there."""
 FLOOR = "fill_like"
 """Core ML's operation for the root of an epsilon, which is scaled there like what it is added to."""
-UNDER_ROOTS = (float(np.float32(1e-12)), 2.0**-24)
+UNDER_ROOTS = (float(np.float32(LEAST_EPSILON)), 2.0**-24)
 """What coremltools adds under a root that is to have nothing added: a float32, or the smallest float16."""
 ANOTHER_ROOT = "another number under a root than coremltools'"
 EXACT = "EXACT"

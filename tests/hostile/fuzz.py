@@ -47,7 +47,7 @@ MOST_GROWTH = 256 << 20
 ROUND = 1000
 """Cases that hypothesis draws before it starts anew: it remembers each one, which is no reader's memory."""
 MOST_ROUND_SECONDS = 1800
-"""Wall clock of one such round, of which the slowest takes a minute."""
+"""Wall clock of one such round, of which the slowest takes a minute of processor time."""
 
 
 FOREMOST = ("manifest", "mil-model", "mil-weights")
