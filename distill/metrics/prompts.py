@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import random
 from dataclasses import dataclass
@@ -143,10 +144,11 @@ def load_pictures(files: list[Path], size: int) -> torch.Tensor:
 def _load(file: Path, size: int) -> np.ndarray:
     from PIL import Image, ImageOps
 
-    from flashbulb.distill.data.pictures import FORMATS, unreadable
+    from flashbulb.distill.data.pictures import FORMATS, MAX_BYTES, unreadable
+    from flashbulb.distill.untrusted import read_small
 
-    try:
-        with Image.open(file, formats=FORMATS) as picture:
+    try:  # read at once: from a file, a chunk would get all the memory that it says it is long
+        with Image.open(io.BytesIO(read_small(file, MAX_BYTES)), formats=FORMATS) as picture:
             fitted = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
             return np.asarray(fitted)
     except unreadable() as error:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
+import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +89,21 @@ def test_a_real_picture_that_would_start_a_program_is_none(tmp_path: Path, monke
     Image.new("RGB", (8, 8)).save(tmp_path / "00.png", "EPS")
     with pytest.raises(ValueError, match="cannot be read as a picture"):
         read_real(tmp_path, count=2, size=8, seed=0)
+
+
+def test_a_part_of_a_picture_gets_no_memory_for_what_it_says_it_is_long(tmp_path: Path):
+    write_pictures(tmp_path, 2)
+    file = tmp_path / "00.png"
+    sound = file.read_bytes()
+    begin = sound.index(b"IDAT") - 4
+    file.write_bytes(sound[:begin] + struct.pack(">I", 2**31 - 1) + sound[begin + 4 :])
+    tracemalloc.start()
+    try:
+        with suppress(ValueError):
+            read_real(tmp_path, count=2, size=8, seed=0)
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(("split", "count"), [("train", 100), ("combination", 60)])
