@@ -8,19 +8,20 @@ element types beside theirs.  `sound_packages.py` writes them.
 from __future__ import annotations
 
 import json
-import marshal
 import math
 import os
 import shutil
 import struct
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from breaking import BYTE_CHANGES, CHOICES, Target, broken_json, change_bytes
 from hypothesis import strategies as st
+from messages import Sound, field_at, number, put, texts, tree, words
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -42,120 +43,47 @@ MANIFEST = {
 }  # fmt: skip
 
 
-# Protobuf as a tree: a message is a list of [field number, wire type, value]
-
-Tree = list[list[Any]]
-
-
-def varint(data: bytes, at: int) -> tuple[int, int]:
-    """Read a number; raise IndexError behind the end."""
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-
-
-def tree(data: bytes) -> Tree | None:
-    """Split a message, and what could be one inside it; None when the bytes are none."""
-    found: Tree = []
-    at = 0
-    try:
-        while at < len(data):
-            key, at = varint(data, at)
-            kind = key & 7
-            if not key >> 3 or kind not in (0, 1, 2, 5):
-                return None
-            if kind == 0:
-                value, at = varint(data, at)
-                found.append([key >> 3, kind, value])
-                continue
-            size, at = varint(data, at) if kind == 2 else (8 if kind == 1 else 4, at)
-            part = data[at : at + size]
-            if len(part) != size:
-                return None
-            inside = tree(part) if kind == 2 and size > 1 and not words(part) else None
-            inside = inside if inside is not None and flat(inside) == part else None
-            found.append([key >> 3, kind, part if inside is None else inside])
-            at += size
-    except IndexError:
-        return None
-    return found
-
-
-def words(part: bytes) -> bool:
-    """Tell text that names something from a message."""
-    return part.isascii() and part.decode().isprintable() and len(part) > 2
-
-
-def number(value: int) -> bytes:
-    """Write a number as protobuf does."""
-    value, out = value & (2**64 - 1), bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def flat(message: Tree) -> bytes:
-    """Write a tree, with the right sizes."""
-    out = bytearray()
-    for field, kind, value in message:
-        out += number(field << 3 | kind)
-        if kind == 0:
-            out += number(value)
-        else:
-            data = flat(value) if isinstance(value, list) else value
-            out += (number(len(data)) if kind == 2 else b"") + data
-    return bytes(out)
-
-
-def nodes(message: Tree) -> list[tuple[Tree, int]]:
-    """List every field as (message, index)."""
-    found, queue = [], [message]
-    while queue:
-        part = queue.pop()
-        found += [(part, index) for index in range(len(part))]
-        queue += [field[2] for field in part if isinstance(field[2], list)]
-    return found
-
-
 NUMBERS = (0, 1, 2, 3, 5, 7, 16, 64, 127, 255, 4096, 2**20, 2**31 - 1, 2**31, 2**32, 2**62, 2**63, 2**64 - 1)
 FLOATS = (0.0, -1.0, 1e-38, 3e38, float("inf"), float("nan"))
 
 
-def change_message(message: Tree, changes: list[tuple[int, str, int]], names: list[bytes]) -> bytes:
+def change_message(sound: Sound, changes: list[tuple[int, str, int]], names: list[bytes]) -> bytes:
     """Break a message at some fields; sizes around them stay right."""
-    copy = copied(message)
+    message = sound.tree
     for where, operation, which in changes:
-        spots = nodes(copy)
-        if not spots:
+        count = sound.count(message)
+        if not count:
             break
-        holder, index = spots[where % len(spots)]
-        if operation == "drop":
-            del holder[index]
-        elif operation == "twice":
-            holder.insert(index, copied(holder[index]))
-        elif operation == "many":
-            holder[index:index] = [copied(holder[index]) for _ in range(which % 6)]
-        elif operation == "renumber":
-            holder[index][0] = which % 22 + 1
-        elif operation == "swap":
-            other, place = spots[(where // 7919) % len(spots)]
-            holder[index], other[place] = copied(other[place]), copied(holder[index])
-        elif operation == "deep":
-            for _ in range(which):
-                holder[index] = [holder[index][0], 2, [holder[index]]]
+        way = sound.place(message, where % count)
+        field = field_at(message, way)
+        if operation == "swap":
+            other = sound.place(message, (where // 7919) % count)
+            second = field_at(message, other)
+            message = put(message, way, [second])
+            if other[: len(way)] != way:
+                message = put(message, other, [field])
         else:
-            holder[index] = changed_field(holder[index], where, which, names)
-    return flat(copy)
+            message = put(message, way, broken_field(field, operation, where, which, names))
+    return sound.flat(message)
 
 
-def copied(field: list[Any]) -> list[Any]:
-    """Copy a field with everything in it: lists, numbers and bytes."""
-    return marshal.loads(marshal.dumps(field))
+def broken_field(
+    field: list[Any], operation: str, where: int, which: int, names: list[bytes]
+) -> list[list[Any]]:
+    """Return what comes in the place of a field."""
+    if operation == "drop":
+        return []
+    if operation == "twice":
+        return [field, field]
+    if operation == "many":
+        return [field] * (which % 6 + 1)
+    if operation == "renumber":
+        return [[which % 22 + 1, *field[1:]]]
+    if operation == "deep":
+        for _ in range(which):
+            field = [field[0], 2, [field]]
+        return [field]
+    return [changed_field(field, where, which, names)]
 
 
 def changed_field(field: list[Any], where: int, which: int, names: list[bytes]) -> list[Any]:
@@ -179,15 +107,14 @@ OPERATIONS = ("value", "value", "value", "drop", "twice", "many", "renumber", "s
 
 def broken_messages(sound: list[bytes], names: list[bytes]) -> st.SearchStrategy[bytes]:
     """Break one of some files as a message, as bytes, or both."""
-    trees = [tree(data) or [] for data in sound]
-    assert [flat(t) for t in trees] == sound, "a sound file does not survive being taken apart"
+    messages = [Sound(data) for data in sound]
     changes = st.lists(
         st.tuples(CHOICES, st.sampled_from(OPERATIONS), st.integers(0, 255)), min_size=1, max_size=4
     )
     chosen = st.sampled_from(range(len(sound)))
 
     def both(which: int, inner: list[Any], raw: list[Any]) -> bytes:
-        return bytes(change_bytes(change_message(trees[which], inner, names), raw))
+        return bytes(change_bytes(change_message(messages[which], inner, names), raw))
 
     return st.one_of(
         st.builds(both, chosen, changes, st.just([])),
@@ -251,12 +178,12 @@ def write_package(root: Path, model: bytes) -> None:
     (root / WEIGHTS / "weight.bin").write_bytes(sound("mil-weights")["sound"])
 
 
-def run(root: Path, data: bytes) -> None:
-    """Load a package in one of the modes, and run it where its inputs are small."""
+def run(package: Any, data: bytes) -> None:
+    """Compile a package in one of the modes, and run it where its inputs are small."""
     from flashbulb.runtimes.engines.mil import Program
 
     fp16, limits = zlib.crc32(data) & 1, {"max_bytes": MOST_BYTES, "max_turns": MOST_TURNS}
-    program = Program.load(root, "fp16" if fp16 else "fp32", low_memory=not fp16, **limits)
+    program = Program.of(package, "fp16" if fp16 else "fp32", low_memory=not fp16, **limits)
     program.predict({n.name: zeros(n.type.shape) for n in program.inputs})
 
 
@@ -279,6 +206,7 @@ def targets(work: Path) -> list[Any]:
     import torch  # noqa: F401 - no case shall pay for it
 
     from flashbulb.runtimes.engines.mil import ProgramError
+    from flashbulb.runtimes.engines.mil.package import read_package, weight_files
 
     models, weights = sound("mil-model"), sound("mil-weights")
     names = names_of(models.values())
@@ -293,17 +221,19 @@ def targets(work: Path) -> list[Any]:
 
     def read_model(data: bytes) -> None:
         (root / MODEL).write_bytes(data)
-        run(root, data)
+        run(read_package(root), data)
+
+    read = [read_package(other) for other in others]
 
     def read_weights(data: bytes) -> None:
-        other = others[zlib.crc32(data) >> 1 & 1]
-        (other / WEIGHTS / "weight.bin").write_bytes(data)
-        run(other, data)
+        package = read[zlib.crc32(data) >> 1 & 1]
+        (package.path / WEIGHTS / "weight.bin").write_bytes(data)
+        run(replace(package, weights=weight_files(package.path / INNER)), data)
         read_records(data)
 
     def read_manifest(data: bytes) -> None:
         (plain / "Manifest.json").write_bytes(data)
-        run(plain, data)
+        run(read_package(plain), data)
 
     return [
         Target("mil-model", read_model, (ProgramError,), broken_messages(list(models.values()), names)),
@@ -324,6 +254,8 @@ FOLDERS = st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(FOLDER_CHA
 
 def folder_reader(work: Path, model: bytes) -> Callable[[bytes], None]:
     """Read a package whose files and folders are changed as a JSON list of (place, change) says."""
+    from flashbulb.runtimes.engines.mil.package import read_package
+
     root, outside = work / "f.mlpackage", work / "outside"
     outside.mkdir()
     (outside / "secret").write_bytes(b"secret")
@@ -333,7 +265,7 @@ def folder_reader(work: Path, model: bytes) -> Callable[[bytes], None]:
         write_package(root, model)
         for place, change in json.loads(data or b"[]"):
             disturb(root / place, change, outside)
-        run(root, data)
+        run(read_package(root), data)
 
     return read
 
@@ -355,9 +287,3 @@ def disturb(path: Path, change: str, outside: Path) -> None:
         os.mkfifo(path)
     elif change != "missing":
         path.symlink_to(outside / "secret" if change == "link" else outside / "nothing")
-
-
-def texts(message: Tree) -> set[bytes]:
-    """Return the words inside a message."""
-    values = [message_[i][2] for message_, i in nodes(message)]
-    return {v for v in values if isinstance(v, bytes) and words(v)}

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fuzz_mil import CORPUS, MARK, RECORD, flat, nodes, tree
+from fuzz_mil import CORPUS, MARK, RECORD
+from messages import fields, flat, tree
 
 
 def later(mb: Any, x: Any, memory: Any) -> Any:
@@ -108,10 +110,9 @@ def converted(build: Any, target: str, state: bool) -> tuple[bytes, bytes]:
 def moved(model: bytes, weights: bytes, by: int) -> tuple[bytes, bytes]:
     """Move a weight file and every mention of a place in it, so that it can stand behind another."""
     message, data = tree(model) or [], bytearray(weights)
-    for holder, index in nodes(message):
-        field, _, value = holder[index]
-        if (field, value) == (1, b"@model_path/weights/weight.bin"):
-            holder[index + 1][2] += by
+    for named, place in itertools.pairwise(fields(message)):
+        if (named[0], named[2]) == (1, b"@model_path/weights/weight.bin"):
+            place[2] += by
     for at in range(0, len(data) - RECORD.size, 64):
         if data[at : at + 4] == MARK:
             parts = list(RECORD.unpack_from(data, at))

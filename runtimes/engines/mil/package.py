@@ -75,7 +75,7 @@ def read_package(path: Path) -> Package:
         version=whole(found, 1),
         description=read_description(reader.reader, first(found, 2, memoryview(b""))),
         functions=reader.functions(found[ML_PROGRAM][-1]),
-        weights=_weights(model.parent),
+        weights=weight_files(model.parent),
     )
 
 
@@ -117,8 +117,12 @@ def _bounded(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
-def _weights(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    """Map every weight file; pages are read when a constant is."""
+def weight_files(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
+    """Map every weight file beside a model; pages are read when a constant is.
+
+    Raises:
+        ProgramError: when one is a link, or cannot be mapped.
+    """
     found = {}
     for path in sorted((folder / "weights").glob("*")) if (folder / "weights").is_dir() else []:
         name = f"weights/{path.name}"

@@ -69,13 +69,33 @@ class Program:
             ProgramError: when it is damaged, or needs anything that is not supported; all of that is named.
             MissingExtra: without torch.
         """
+        return cls.of(
+            read_package(Path(path)),
+            mode,
+            function=function,
+            low_memory=low_memory,
+            max_bytes=max_bytes,
+            max_turns=max_turns,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        package: Package,
+        mode: Mode = "fp32",
+        *,
+        function: str | None = None,
+        low_memory: bool = False,
+        max_bytes: int | None = None,
+        max_turns: int = MAX_TURNS,
+    ) -> Program:
+        """Compile a package that was read, once or again in another mode; all else is as for `load`."""
         if importlib.util.find_spec("torch") is None:
             raise MissingExtra("running Core ML programs needs torch", "coreml")
         from flashbulb.runtimes.engines.mil.plan import compile_function
 
         if mode not in ("fp32", "fp16"):
             raise ProgramError(f"wanted the mode fp32 or fp16, got {mode!r}")
-        package = read_package(Path(path))
         name = function or package.description.default or "main"
         if name not in package.functions:
             raise ProgramError(f"wanted the function {name!r}, the package has {sorted(package.functions)}")

@@ -37,7 +37,11 @@ class Reader:
         while position < end:
             key, position = varint(data, position)
             value, position = _value(data, position, key & 7)
-            found.setdefault(key >> 3, []).append(value)
+            number = key >> 3
+            if number in found:
+                found[number].append(value)
+            else:
+                found[number] = [value]
             self.left -= 1
             if self.left < 0:
                 raise ProgramError(
@@ -62,6 +66,8 @@ def _value(data: memoryview, position: int, kind: int) -> tuple[Field, int]:
 
 def varint(data: memoryview, position: int) -> tuple[int, int]:
     """Read one number of at most 64 bits; return it and the position behind it."""
+    if position < len(data) and (byte := data[position]) < 0x80:  # nearly all are of one byte
+        return byte, position + 1
     result = shift = 0
     while True:
         if position >= len(data) or shift > 63:
