@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fuzz_mil as mil
+import messages
 import pytest
 
 from flashbulb.runtimes.engines.mil import ProgramError
@@ -106,3 +107,28 @@ def test_a_weight_file_that_no_machine_can_address_is_refused() -> None:
                 pytest.skip("this file system has no files of that size")
         with pytest.raises(ProgramError, match="wanted weights that can be addressed"):
             read_package(package)
+
+
+def test_a_broken_copy_leaves_what_is_sound_as_it_is() -> None:
+    data = mil.sound("mil-model")["earlier"]
+    sound = messages.Sound(data)
+    fields = list(messages.fields(sound.tree))
+    assert sound.count(sound.tree) == len(fields)
+    for which, field in enumerate(fields):
+        way = sound.place(sound.tree, which)
+        assert messages.field_at(sound.tree, way) is field
+        broken = sound.flat(messages.put(sound.tree, way, [field, field]))
+        assert len(broken) > len(data), way
+        assert sound.flat(sound.tree) == data == messages.flat(sound.tree)
+
+
+@pytest.mark.parametrize("operation", sorted(set(mil.OPERATIONS)))
+def test_each_way_to_break_a_message_does_so_within_right_sizes(operation: str) -> None:
+    sound = messages.Sound(mil.sound("mil-model")["earlier"])
+    broken = {
+        mil.change_message(sound, [(where, operation, 3)] * 2, [b"x"]) for where in range(0, 10**7, 10**5)
+    }
+    assert len(broken) > 20
+    for data in broken:
+        found = messages.tree(data)
+        assert found is not None and messages.flat(found) == data

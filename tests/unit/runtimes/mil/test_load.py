@@ -115,6 +115,19 @@ def test_an_opset_is_not_later_than_the_model(refused: Callable[[Edit], str], ve
     assert f"in a model of version {version}, got CoreML8; export it again" in refused(change)
 
 
+def test_a_package_that_is_read_once_runs_in_both_modes(package: Path) -> None:
+    from flashbulb.runtimes.engines.mil.package import read_package
+
+    read, given = read_package(package), {"x": np.full((1, 1, 4, 4), 0.3, np.float32)}
+    for mode in ("fp32", "fp16"):
+        got, wanted = Program.of(read, mode).predict(given), Program.load(package, mode).predict(given)
+        assert got.keys() == wanted.keys()
+        for name in wanted:
+            np.testing.assert_array_equal(got[name], wanted[name])
+    with pytest.raises(ProgramError, match="wanted the mode fp32 or fp16, got 'fp64'"):
+        Program.of(read, "fp64")  # type: ignore[arg-type]
+
+
 def test_a_result_is_of_the_kind_that_is_declared(package: Path, tools: SimpleNamespace) -> None:
     import dataclasses
 
