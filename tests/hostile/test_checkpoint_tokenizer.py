@@ -56,6 +56,7 @@ def panicking(value: Any) -> None:
         (lambda v: v["model"]["vocab"].update(x=2**31), "the id 2147483648 among"),
         (lambda v: v["added_tokens"][0].update(id=-1), "the id -1 among"),
         (lambda v: v["model"].update(unk_token=""), "the unknown token '', which is not among its words"),
+        (lambda v: v["model"]["vocab"].pop(v["model"]["unk_token"]), "which is not among its words"),
         (lambda v: v["model"]["vocab"].update(x="1"), "something else than whole numbers"),
     ],
 )
