@@ -22,8 +22,8 @@ from flashbulb.runtimes.records import SanityRecord
 from flashbulb.runtimes.sources import Sources
 from flashbulb.runtimes.weights import UNDER_ROOTS, nearly
 
-PLAIN = (0.0, 1.0, -1.0, *UNDER_ROOTS)
-"""Numbers that a converter may write where no operator has one."""
+PLAIN = (0.0, 1.0, -1.0, -np.inf, np.inf, *UNDER_ROOTS)
+"""Numbers that a converter may write where no operator has one; infinite is the bound that a clamp lacks."""
 
 
 @dataclass(frozen=True, slots=True)
