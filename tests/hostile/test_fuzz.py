@@ -18,7 +18,7 @@ import pytest
 from breaking import JUNK, Target, broken_json
 
 HERE = Path(__file__).parent
-CASES = 150
+CASES = 100
 """Per target; the sample is to take less than half a minute."""
 
 

@@ -65,9 +65,9 @@ class Budget:
 
     def hold(self, slot: int, value: Any) -> None:
         """Count what a slot holds from now on."""
-        self.release(slot)
-        size = self.sizes[slot] = size_bytes(value)
-        self.live += size
+        size = size_bytes(value)
+        self.live += size - self.sizes.get(slot, 0)
+        self.sizes[slot] = size
         self._refuse(self.live)
 
     def release(self, slot: int) -> None:
@@ -89,9 +89,11 @@ class Budget:
 
 def size_bytes(value: Any) -> int:
     """Return the bytes of a tensor, a state, or a list of tensors; one that is there twice counts once."""
+    if hasattr(value, "nbytes"):
+        return int(value.nbytes)
     if isinstance(value, list):
         return 8 * len(value) + sum(size_bytes(v) for v in {id(v): v for v in value}.values())
-    return int(getattr(getattr(value, "value", value), "nbytes", 0))
+    return int(getattr(getattr(value, "value", None), "nbytes", 0))
 
 
 def explained(weights: Mapping[str, Any]) -> int:

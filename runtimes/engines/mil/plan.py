@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flashbulb.runtimes.engines.mil.budget import current
+from flashbulb.runtimes.engines.mil.budget import Budget, current
 from flashbulb.runtimes.engines.mil.constants import Constant, Weights, constant
 from flashbulb.runtimes.engines.mil.dtypes import held_dtype
 from flashbulb.runtimes.engines.mil.errors import ProgramError
@@ -296,11 +296,11 @@ def execute(
         slots[slot] = value
         budget.hold(slot, value)
     for step in plan.steps:
-        _run(step, slots, watch)
+        _run(step, slots, watch, budget)
     return [s.get() if isinstance(s, Constant) else slots[s] for s in plan.outputs]
 
 
-def _run(step: Step, slots: list[Any], watch: Callable[..., None] | None) -> None:
+def _run(step: Step, slots: list[Any], watch: Callable[..., None] | None, budget: Budget) -> None:
     arguments = step.static.copy()
     for name, slot in step.direct:
         arguments[name] = slots[slot]
@@ -310,7 +310,6 @@ def _run(step: Step, slots: list[Any], watch: Callable[..., None] | None) -> Non
         arguments[name] = convert(kind, [c.get() for c in constants])
     if step.blocks:
         arguments["blocks"] = tuple(_block(b, slots, watch) for b in step.blocks)
-    budget = current()
     try:
         found = step.op.function(**arguments)
         _store(step, found if isinstance(found, tuple) else (found,), slots)
@@ -367,7 +366,7 @@ def _words(kind: Type) -> str:
 
 def _check_shape(value: torch.Tensor, kind: Type) -> None:
     shape = kind.shape
-    if shape is None or tuple(value.shape) == shape:
+    if shape is None or value.shape == shape:
         return
     if len(shape) != value.ndim or any(w not in (None, g) for w, g in zip(shape, value.shape, strict=True)):
         raise ProgramError(f"wanted the declared shape {list(shape)}, computed {list(value.shape)}")

@@ -14,6 +14,7 @@ from flashbulb.distill.schedule import one_step
 from flashbulb.export import encodings
 from flashbulb.export.backends import Executorch
 from flashbulb.export.backends.base import BackendError
+from flashbulb.export.bundle import read_bundle
 from flashbulb.export.graph import Graph, build
 
 pytest.importorskip("executorch")
@@ -32,14 +33,16 @@ def snr_db(wanted: Any, got: Any) -> float:
 
 
 @pytest.mark.slow
-def test_one_program_with_a_delegate_per_method(tiny_sticker: Path, tmp_path: Path) -> None:
+def test_one_program_with_a_delegate_per_method(tiny_sticker: Path, sticker_bundle: Path) -> None:
     from executorch.runtime import Runtime
 
-    made = graphs(tiny_sticker)
-    artifacts = Executorch().lower(made, {}, tmp_path)
-    assert len({a.path for a in artifacts}) == 1
-    program = Runtime.get().load_program(str(tmp_path / artifacts[0].path))
-    for graph, artifact in zip(made, artifacts, strict=True):
+    bundle, made = read_bundle(sticker_bundle), graphs(tiny_sticker)
+    artifacts = {a.component: a for a in bundle.manifest.artifacts if a.backend == "executorch"}
+    assert len({a.path for a in artifacts.values()}) == 1
+    assert set(artifacts) == {graph.component for graph in made}
+    program = Runtime.get().load_program(str(bundle.path(artifacts["unet"])))
+    for graph in made:
+        artifact = artifacts[graph.component]
         assert artifact.delegation is not None
         assert artifact.delegation.delegates == 1
         assert artifact.delegation.coverage() > 0.95

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
 
-from flashbulb.runtimes.engines.mil.table import bounded, op, register
+from flashbulb.runtimes.engines.mil.budget import current
+from flashbulb.runtimes.engines.mil.table import op, register
 
 Binary = Callable[[Tensor, Tensor], Tensor]
 
@@ -33,9 +36,11 @@ PLAIN: dict[str, Binary] = {
 
 
 def _fit(*values: Tensor) -> None:
-    """Refuse a result of broadcasting that there is no room for."""
-    if sum(v.numel() > 1 for v in values) > 1 and any(v.shape != values[0].shape for v in values):
-        bounded(torch.broadcast_shapes(*(v.shape for v in values)))
+    """Refuse a result of broadcasting that there is no room for; of shapes that do not fit torch tells."""
+    shapes = {v.shape for v in values if v.numel() > 1}
+    if len(shapes) > 1:
+        aligned = zip_longest(*(reversed(shape) for shape in shapes), fillvalue=1)
+        current().fits(math.prod(0 if 0 in sizes else max(sizes) for sizes in aligned))
 
 
 def _binary(function: Binary) -> Binary:

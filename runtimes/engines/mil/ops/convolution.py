@@ -64,6 +64,7 @@ def conv(
     bounded([x.shape[0], max(x.shape[1], weight.shape[0]), *padded(x, pads)])
     if any(a != b for a, b in pads):
         x, pads = F.pad(x, outer(pads)), [(0, 0)] * rank
+    x = x.contiguous()  # in the strides of a transposition torch would copy the whole weight each time
     found: Tensor = CONV[rank](x, weight, bias, strides, [a for a, _ in pads], dilations, groups)
     return found
 
