@@ -18,7 +18,7 @@ import pytest
 from breaking import JUNK, Target, broken_json
 
 HERE = Path(__file__).parent
-CASES = 100
+CASES = 150
 """Per target; the sample is to take less than half a minute."""
 
 
