@@ -183,7 +183,7 @@ def run(package: Any, data: bytes) -> None:
     from flashbulb.runtimes.engines.mil import Program
 
     fp16, limits = zlib.crc32(data) & 1, {"max_bytes": MOST_BYTES, "max_turns": MOST_TURNS}
-    program = Program.of(package, "fp16" if fp16 else "fp32", low_memory=not fp16, **limits)
+    program = Program.load(package, "fp16" if fp16 else "fp32", low_memory=not fp16, **limits)
     program.predict({n.name: zeros(n.type.shape) for n in program.inputs})
 
 

@@ -46,7 +46,7 @@ class Program:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | Path | Package,
         mode: Mode = "fp32",
         *,
         function: str | None = None,
@@ -57,7 +57,7 @@ class Program:
         """Read and compile a package.
 
         Args:
-            path: the `.mlpackage` folder.
+            path: the `.mlpackage` folder, or what `read_package` made of it.
             mode: `fp32` or `fp16`.
             function: which function of it; by default the one that the model names, or `main`.
             low_memory: keep weights in their file and decompress each when it is used, which is slower.
@@ -69,33 +69,13 @@ class Program:
             ProgramError: when it is damaged, or needs anything that is not supported; all of that is named.
             MissingExtra: without torch.
         """
-        return cls.of(
-            read_package(Path(path)),
-            mode,
-            function=function,
-            low_memory=low_memory,
-            max_bytes=max_bytes,
-            max_turns=max_turns,
-        )
-
-    @classmethod
-    def of(
-        cls,
-        package: Package,
-        mode: Mode = "fp32",
-        *,
-        function: str | None = None,
-        low_memory: bool = False,
-        max_bytes: int | None = None,
-        max_turns: int = MAX_TURNS,
-    ) -> Program:
-        """Compile a package that was read, once or again in another mode; all else is as for `load`."""
         if importlib.util.find_spec("torch") is None:
             raise MissingExtra("running Core ML programs needs torch", "coreml")
         from flashbulb.runtimes.engines.mil.plan import compile_function
 
         if mode not in ("fp32", "fp16"):
             raise ProgramError(f"wanted the mode fp32 or fp16, got {mode!r}")
+        package = path if isinstance(path, Package) else read_package(Path(path))
         name = function or package.description.default or "main"
         if name not in package.functions:
             raise ProgramError(f"wanted the function {name!r}, the package has {sorted(package.functions)}")

@@ -120,12 +120,12 @@ def test_a_package_that_is_read_once_runs_in_both_modes(package: Path) -> None:
 
     read, given = read_package(package), {"x": np.full((1, 1, 4, 4), 0.3, np.float32)}
     for mode in ("fp32", "fp16"):
-        got, wanted = Program.of(read, mode).predict(given), Program.load(package, mode).predict(given)
+        got, wanted = Program.load(read, mode).predict(given), Program.load(package, mode).predict(given)
         assert got.keys() == wanted.keys()
         for name in wanted:
             np.testing.assert_array_equal(got[name], wanted[name])
     with pytest.raises(ProgramError, match="wanted the mode fp32 or fp16, got 'fp64'"):
-        Program.of(read, "fp64")  # type: ignore[arg-type]
+        Program.load(read, "fp64")  # type: ignore[arg-type]
 
 
 def test_a_result_is_of_the_kind_that_is_declared(package: Path, tools: SimpleNamespace) -> None:
