@@ -13,6 +13,8 @@ from flashbulb.distill.untrusted import UntrustedError, read_small
 
 TOOLS = ("torch", "diffusers", "transformers", "numpy", "safetensors")
 FILE = "lineage.json"
+EVALUATIONS = "teacher_evaluations"
+"""Name among a student's metrics of how many pictures teachers looked at for it."""
 
 
 class LineageEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

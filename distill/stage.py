@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from flashbulb.distill.checkpoint import Checkpoint
 from flashbulb.distill.data.base import DataOptions
 from flashbulb.distill.likeness import must_read_alike
+from flashbulb.distill.lineage import EVALUATIONS
 from flashbulb.distill.loop import LoopConfig, OnStep, Rank, State, StepRng, run_loop
 from flashbulb.distill.objectives import AnyObjective
 from flashbulb.distill.objectives.add import Add
@@ -161,12 +162,11 @@ def _train(config: DistillConfig, on_step: OnStep | None) -> None:
     if config.loop.sharding == "fsdp":
         shard(world.student.unet, learner.optimizers.values())
     state = State(learner.modules, learner.optimizers, averaged=("student",))
-    looked = Evaluations(world.teacher.unet)
+    count_evaluations(world.teacher.unet, state, rank.count)
 
     first = rank.index == 0
 
     def step_done(step: int, steps: int, stats: dict[str, float]) -> None:
-        looked.steps += 1
         due = config.sample_every and (step % config.sample_every == 0 or step == steps)
         if due and (first or config.loop.sharding == "fsdp"):  # a dealt-out student draws together
             _sample_grid(world, parent, out / "samples" / f"step-{step:06d}.png", write=first)
@@ -187,25 +187,19 @@ def _train(config: DistillConfig, on_step: OnStep | None) -> None:
             metrics={
                 "steps": state.step,
                 "skipped": state.skipped,
-                "teacher_evaluations": rank.count * looked.during(state.step)
+                EVALUATIONS: state.tally[EVALUATIONS]
                 + (spec.evaluations if (spec := config.objective.wanted_pairs) else 0),
             },
         )
 
 
-class Evaluations:
-    """Counts the pictures that a teacher looks at, with and without the text each for itself."""
+def count_evaluations(teacher: torch.nn.Module, state: State, processes: int) -> None:
+    """Count the pictures that all processes' teachers look at, with and without the text each for itself."""
 
-    def __init__(self, teacher: torch.nn.Module) -> None:
-        self.pictures = self.steps = 0
-        teacher.register_forward_pre_hook(self._look)
+    def look(module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
+        state.tally[EVALUATIONS] += processes * len(arguments[0])
 
-    def _look(self, module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.pictures += len(arguments[0])
-
-    def during(self, steps: int) -> int:
-        """Return the pictures of so many steps, from those that were counted since the process began."""
-        return round(self.pictures / max(1, self.steps) * steps)
+    teacher.register_forward_pre_hook(look)
 
 
 def make_world(config: DistillConfig, parent: Checkpoint, rank: Rank, descend: Descent) -> World:

@@ -7,6 +7,7 @@ run may be resumed with another number of processes.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ from flashbulb.distill.sharding import like, load_whole, local, whole
 
 if TYPE_CHECKING:
     import torch
+
+
+TALLY = "tally/"
+"""Prefix of a tally's names in the file."""
 
 
 class State:
@@ -30,6 +35,8 @@ class State:
     ) -> None:
         self.step = 0
         self.skipped = 0
+        self.tally: Counter[str] = Counter()
+        """What a trainer counts in its steps, those before a resume included."""
         self.scale = LossScale(enabled=False)
         self.modules = dict(modules)
         self.optimizers = dict(optimizers)
@@ -73,7 +80,7 @@ class State:
         if not write:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        numbers: dict[str, float] = {
+        numbers: dict[str, float] = {f"{TALLY}{name}": count for name, count in self.tally.items()} | {
             "step": self.step,
             "skipped": self.skipped,
             "loss_scale": self.scale.scale,
@@ -101,6 +108,7 @@ class State:
         for name, optimizer in self.optimizers.items():
             _restore_optimizer(optimizer, _under(tensors, f"optimizer/{name}/"))
         self.step, self.skipped = int(meta["step"]), int(meta["skipped"])
+        self.tally = Counter({k.removeprefix(TALLY): int(v) for k, v in meta.items() if k.startswith(TALLY)})
         if self.scale.enabled and "loss_scale" in meta:
             self.scale.scale, self.scale.good = float(meta["loss_scale"]), int(meta["loss_scale_good"])
         return True

@@ -14,9 +14,10 @@ class Tracking:
 
     def __init__(self, out: Path, *, step: int, tensorboard: bool) -> None:
         """Open the folder of a run that goes on after ``step``; what was written beyond that is dropped."""
-        self.file, self.begun = out / "stats.jsonl", time.monotonic()
+        self.file = out / "stats.jsonl"
         self.file.parent.mkdir(parents=True, exist_ok=True)
         truncate(self.file, step)
+        self.begun = time.monotonic() - seconds(out)
         self.board: Any = open_board(out / "tensorboard", step) if tensorboard else None
 
     def write(self, step: int, skipped: int, stats: dict[str, float]) -> None:
@@ -33,6 +34,13 @@ class Tracking:
         """Close what is open."""
         if self.board is not None:
             self.board.close()
+
+
+def seconds(out: Path) -> float:
+    """Return the wall-clock seconds that a run has trained for, those before a resume included."""
+    file = out / "stats.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return max((json.loads(line).get("wall_s", 0.0) for line in lines if line.endswith("}")), default=0.0)
 
 
 def truncate(file: Path, step: int) -> None:

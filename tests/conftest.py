@@ -61,15 +61,49 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
 
 @pytest.fixture(scope="session")
 def sticker_bundle(tiny_sticker: Path, once: Callable[[str, Callable[[Path], Path]], Path]) -> Path:
-    """Components for both runtimes, the fused generator for one of them: lowering it twice takes a minute."""
+    """Components and the fused generator for both runtimes."""
     from flashbulb.export import stage
     from flashbulb.export.backends import Executorch, Ort
 
     def make(folder: Path) -> Path:
-        backends, out = (Ort(), Executorch(generator=False)), folder / "bundle"
+        backends, out = (Ort(), Executorch()), folder / "bundle"
         return stage.run(stage.ExportConfig(checkpoint=str(tiny_sticker), out=str(out), backends=backends))
 
     return once("sticker-bundle", make)
+
+
+@pytest.fixture(scope="session")
+def programs(tiny_sticker: Path, once: Callable[[str, Callable[[Path], Path]], Path]) -> Path:
+    """A real bundle for all three runtimes, of a checkpoint whose text encoder and UNet are encoded."""
+    return once("programs", lambda folder: export_encoded(tiny_sticker, folder))
+
+
+def export_encoded(checkpoint: Path, folder: Path) -> Path:
+    """Compress a checkpoint, and export it for all three runtimes."""
+    from flashbulb.compress.methods import Palettize, QuantizeInt8
+    from flashbulb.compress.stage import CompressConfig
+    from flashbulb.compress.stage import run as compress
+    from flashbulb.export import stage
+    from flashbulb.export.backends import Coreml, Executorch, Ort
+
+    source = compress(
+        CompressConfig(
+            checkpoint=str(checkpoint),
+            out=str(folder / "checkpoint"),
+            default=None,
+            by_kind={"text_encoder": Palettize(bits=6), "unet": QuantizeInt8()},
+            min_weights=512,
+            floor_psnr_db=None,
+        )
+    )
+    backends = (
+        Ort(generator=False),
+        Executorch(generator=False, allow_dequantized=True),
+        Coreml(generator=False),
+    )
+    return stage.run(
+        stage.ExportConfig(checkpoint=str(source), out=str(folder / "bundle"), backends=backends)
+    )
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from typing import Annotated, Any
 
 import msgspec
 
+from flashbulb.distill import tracking
 from flashbulb.distill.checkpoint import Checkpoint
+from flashbulb.distill.lineage import EVALUATIONS
 from flashbulb.distill.loop import LoopConfig
 from flashbulb.distill.table import page, results
 from flashbulb.distill.table.results import Result
@@ -128,6 +130,7 @@ def _run_row(row: Row, seed: int, config: TableConfig) -> None:
     out, begun = Path(config.out), time.monotonic()
     log.info("row %s, seed %d: %s", row.id, seed, row.title)
     folders = [out / "work" / f"{row.id}-{seed}-{i}" for i in range(len(row.chain))]
+    begun -= sum(map(tracking.seconds, folders))  # of a run that was killed
     checkpoint, device = Checkpoint.open(row.checkpoint), chosen_device("")
     sha256, evaluations = checkpoint.sha256(), 0 if row.chain else asked_of_teachers(checkpoint)
     for link, folder in zip(row.chain, folders, strict=True):
@@ -189,12 +192,12 @@ def _distil(
         )
     )
     made = Checkpoint.open(str(student))
-    return made, int(made.lineage.entries[-1].metrics.get("teacher_evaluations", 0))
+    return made, int(made.lineage.entries[-1].metrics.get(EVALUATIONS, 0))
 
 
 def asked_of_teachers(checkpoint: Checkpoint) -> int:
     """Return how many pictures teachers looked at for a checkpoint, as its lineage says."""
-    return sum(int(entry.metrics.get("teacher_evaluations", 0)) for entry in checkpoint.lineage.entries)
+    return sum(int(entry.metrics.get(EVALUATIONS, 0)) for entry in checkpoint.lineage.entries)
 
 
 def _is_cached(name: str) -> bool:

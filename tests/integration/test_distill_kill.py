@@ -37,6 +37,13 @@ def weights(folder):
     return load_file(folder / "student" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
+def evaluations(folder):
+    from flashbulb.distill.checkpoint import Checkpoint
+    from flashbulb.distill.table.stage import asked_of_teachers
+
+    return asked_of_teachers(Checkpoint.open(folder / "student"))
+
+
 @pytest.mark.slow
 def test_a_killed_distillation_ends_with_the_same_student(tiny_sticker, tmp_path):
     import torch
@@ -52,6 +59,7 @@ def test_a_killed_distillation_ends_with_the_same_student(tiny_sticker, tmp_path
     assert not (tmp_path / "killed" / "student").exists()
     assert start(tiny_sticker, tmp_path / "killed").wait(300) == 0
 
+    assert evaluations(tmp_path / "killed") == evaluations(tmp_path / "whole") > 0
     whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
     assert all(torch.equal(whole[key], killed[key]) for key in whole)
     assert (tmp_path / "whole" / "stats.jsonl").read_text().count("\n") == 10

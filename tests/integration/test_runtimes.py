@@ -44,7 +44,7 @@ def test_every_engine_passes_every_gate(checked: Report, exported: Path) -> None
     assert checked.ok, checked.failures
     assert {p.engine for p in checked.parity} == {"eager", "ort", "onnx", "executorch"}
     fused = {p.engine for p in checked.parity if p.quantity == "generator"}
-    assert fused == {"eager", "ort", "onnx"}
+    assert fused == {"eager", "ort", "onnx", "executorch"}
     assert read_report(exported.parent / "check.json") == checked
 
 

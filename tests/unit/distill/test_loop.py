@@ -6,7 +6,7 @@ import weakref
 import pytest
 import torch
 
-from flashbulb.distill import loop
+from flashbulb.distill import loop, tracking
 from flashbulb.distill.descent import Descent
 from flashbulb.distill.loop import LoopConfig, State, learning_rate
 from flashbulb.distill.state import gathered
@@ -65,6 +65,7 @@ def test_a_killed_run_continues_with_identical_numbers(tmp_path):
     broken, update = make()
 
     def deadly(step, rng):
+        broken.tally["seen"] += 8
         if step == 7:
             raise Killed
         return update(step, rng)
@@ -72,8 +73,14 @@ def test_a_killed_run_continues_with_identical_numbers(tmp_path):
     with pytest.raises(Killed):
         run_loop(config(), broken, deadly, tmp_path / "broken")
     resumed, update = make(seed=99)
-    run_loop(config(), resumed, update, tmp_path / "broken")
 
+    def counted(step, rng):
+        resumed.tally["seen"] += 8
+        return update(step, rng)
+
+    run_loop(config(), resumed, counted, tmp_path / "broken")
+
+    assert resumed.tally["seen"] == 12 * 8  # the step that was lost counts once
     for key, value in whole.modules["net"].state_dict().items():
         assert torch.equal(value, resumed.modules["net"].state_dict()[key])
     for key, value in whole.ema["net"].items():
@@ -81,6 +88,17 @@ def test_a_killed_run_continues_with_identical_numbers(tmp_path):
     lines = [[json.loads(x)["loss"] for x in (tmp_path / run / "stats.jsonl").read_text().splitlines()]
              for run in ("whole", "broken")]  # fmt: skip
     assert lines[0] == lines[1]
+
+
+def test_the_wall_clock_goes_on_after_a_resume(tmp_path):
+    state, update = make()
+    run_loop(config(steps=3), state, update, tmp_path)
+    lines = [json.loads(x) | {"wall_s": 1000.0} for x in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    (tmp_path / "stats.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    assert tracking.seconds(tmp_path) == 1000.0
+    state, update = make()
+    run_loop(config(steps=5), state, update, tmp_path)
+    assert 1000.0 <= tracking.seconds(tmp_path) < 1060.0
 
 
 def test_a_half_written_line_of_statistics_is_dropped(tmp_path):

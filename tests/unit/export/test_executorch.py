@@ -20,10 +20,10 @@ from flashbulb.export.graph import Graph, build
 pytest.importorskip("executorch")
 
 
-def graphs(folder: Path) -> list[Graph]:
+def graphs(folder: Path, *, generator: bool = False) -> list[Graph]:
     checkpoint = Checkpoint.open(folder)
     step = one_step(checkpoint.config("scheduler"), checkpoint.config("vae"))
-    return list(build(checkpoint, step, Executorch().rewrite(), generator=False))
+    return list(build(checkpoint, step, Executorch().rewrite(), generator=generator))
 
 
 def snr_db(wanted: Any, got: Any) -> float:
@@ -36,7 +36,7 @@ def snr_db(wanted: Any, got: Any) -> float:
 def test_one_program_with_a_delegate_per_method(tiny_sticker: Path, sticker_bundle: Path) -> None:
     from executorch.runtime import Runtime
 
-    bundle, made = read_bundle(sticker_bundle), graphs(tiny_sticker)
+    bundle, made = read_bundle(sticker_bundle), graphs(tiny_sticker, generator=True)
     artifacts = {a.component: a for a in bundle.manifest.artifacts if a.backend == "executorch"}
     assert len({a.path for a in artifacts.values()}) == 1
     assert set(artifacts) == {graph.component for graph in made}

@@ -264,37 +264,3 @@ def failed(bundle: Bundle, **fault: Callable[..., np.ndarray]) -> dict[str, str]
         if item.verdict == "fail":
             found[item.gate if isinstance(item, SanityRecord) else item.quantity] = item.sentence
     return found
-
-
-@pytest.fixture(scope="session")
-def programs(tiny_sticker: Path, once: Callable[[str, Callable[[Path], Path]], Path]) -> Path:
-    """A real bundle for all three runtimes, of a checkpoint whose text encoder and UNet are encoded."""
-    return once("programs", lambda folder: export_encoded(tiny_sticker, folder))
-
-
-def export_encoded(checkpoint: Path, folder: Path) -> Path:
-    """Compress a checkpoint, and export it for all three runtimes."""
-    from flashbulb.compress.methods import Palettize, QuantizeInt8
-    from flashbulb.compress.stage import CompressConfig
-    from flashbulb.compress.stage import run as compress
-    from flashbulb.export import stage
-    from flashbulb.export.backends import Coreml, Executorch, Ort
-
-    source = compress(
-        CompressConfig(
-            checkpoint=str(checkpoint),
-            out=str(folder / "checkpoint"),
-            default=None,
-            by_kind={"text_encoder": Palettize(bits=6), "unet": QuantizeInt8()},
-            min_weights=512,
-            floor_psnr_db=None,
-        )
-    )
-    backends = (
-        Ort(generator=False),
-        Executorch(generator=False, allow_dequantized=True),
-        Coreml(generator=False),
-    )
-    return stage.run(
-        stage.ExportConfig(checkpoint=str(source), out=str(folder / "bundle"), backends=backends)
-    )
