@@ -14,18 +14,17 @@ from flashbulb.runtimes.engines.mil.program import Program
 def values(
     program: Program, nodes: tuple[Node, ...], inputs: Mapping[str, Array]
 ) -> Iterator[tuple[str, Array]]:
-    """Run a program and yield the value of every operation.
+    """Run a program and yield the first value of every output of every operation.
 
     Raises:
         ProgramError: when an operation cannot run.
     """
-    outputs = {n.outputs[0]: list(n.outputs) for n in nodes if n.outputs}
-    found: list[tuple[str, Array]] = []
+    outputs = {name for n in nodes for name in n.outputs}
+    found: dict[str, Array] = {}
 
     def watch(op: str, name: str, value: Any) -> None:
-        left = outputs.get(name)
-        if left:  # an operation of several outputs is told once for each
-            found.append((left.pop(0), np.array(value.numpy())))
+        if name in outputs and name not in found:  # a loop's comes again in every turn
+            found[name] = np.array(value.numpy())
 
     program.predict({s.name: inputs[s.name] for s in program.inputs}, watch=watch)
-    yield from found
+    yield from found.items()

@@ -32,8 +32,8 @@ class Step:
     """One operation, ready to run."""
 
     op: Op
-    name: str
-    """Name of its first output."""
+    names: tuple[str, ...]
+    """Names of its outputs."""
     static: dict[str, Any]
     """Arguments known at load."""
     lazy: list[tuple[str, Any, list[Constant]]]
@@ -50,6 +50,11 @@ class Step:
     blocks: list[BlockPlan] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
     """Slots whose values nobody needs after this."""
+
+    @property
+    def name(self) -> str:
+        """Name of its first output, by which it is told from others."""
+        return self.names[0] if self.names else self.op.name
 
     def uses(self) -> set[int]:
         """Return the slots that it reads, also inside its blocks."""
@@ -224,13 +229,13 @@ class _Planner:
     def _step(self, op: Op, operation: Operation, scope: Scope) -> Step:
         types = tuple(o.type for o in operation.outputs)
         rounded = self.fp16 and not op.exact and any(t.dtype and t.dtype.name == "fp16" for t in types)
-        name = operation.outputs[0].name if operation.outputs else operation.op
+        names = tuple(o.name for o in operation.outputs)
         held = [
             held_dtype(t.dtype) if t.kind == "tensor" and t.dtype and t.dtype.held else None for t in types
         ]
-        step = Step(op, name, {}, [], [], [], [], types, held, rounded)
+        step = Step(op, names, {}, [], [], [], [], types, held, rounded)
         if op.at:
-            step.static["at"] = At(name, self.opset, types)
+            step.static["at"] = At(step.name, self.opset, types)
         for parameter, sources in self._sources(op, operation, scope).items():
             self._argument(step, parameter, op.parameters[parameter].kind, sources)
         for nested in operation.blocks:

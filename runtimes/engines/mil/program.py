@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Mode = Literal["fp32", "fp16"]
 Watch = Callable[[str, str, "torch.Tensor"], None]
-"""Called as ``watch(operation, name, value)`` with every tensor that is computed."""
+"""Called as ``watch(operation, name, value)`` with every tensor that is computed, by its own name."""
 
 
 class Program:
@@ -187,8 +187,8 @@ def _watcher(watch: Watch | None) -> Callable[[Step, list[Any]], None] | None:
     def see(step: Step, values: list[Any]) -> None:
         import torch
 
-        for value in values:
+        for name, value in zip(step.names, values, strict=True):
             if isinstance(value, torch.Tensor):
-                watch(step.op.name, step.name, value)
+                watch(step.op.name, name, value)
 
     return see

@@ -120,6 +120,27 @@ def test_a_watcher_sees_every_operation(saved: dict[str, Path], x: np.ndarray) -
     assert tuple(seen[-1][2]) == found["y"].shape
 
 
+class Gated(nn.Module):
+    """What splits a tensor: one operation of two outputs."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        value, gate = x.chunk(2, dim=-1)
+        return value * torch.nn.functional.gelu(gate)
+
+
+def test_a_watcher_sees_every_output_by_its_own_name(
+    tools: SimpleNamespace, x: np.ndarray, tmp_path: Path
+) -> None:
+    program = Program.load(converted(tools, Gated(), tmp_path / "gated.mlpackage", "iOS16", "FLOAT32"))
+    seen: list[tuple[str, str, np.ndarray]] = []
+    program.predict({"x": x}, watch=lambda op, name, value: seen.append((op, name, value.numpy().copy())))
+    (split,) = [o for o in program.package.functions["main"].block.operations if o.op == "split"]
+    halves = {name: value for op, name, value in seen if op == "split"}
+    assert list(halves) == [n.name for n in split.outputs]
+    for got, expected in zip(halves.values(), np.split(x, 2, axis=-1), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
