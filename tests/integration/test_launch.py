@@ -24,7 +24,7 @@ objective: {{type: progressive, rounds: {{first: 2, last: 1}}}}
 loop: {{steps: {steps}, batch: 4, ema: 0.5, warmup: 1, log_every: 1, {changes}}}
 """
 LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1"],
+    "torchrun": ["torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "--rdzv-backend=c10d"],
     "accelerate": ["accelerate.commands.launch", "--cpu", "--num-processes=2", "--num-machines=1",
                    "--mixed-precision=no", "--dynamo-backend=no"],
 }  # fmt: skip
@@ -39,9 +39,10 @@ def free_port():
 def start(launcher, *program):
     environment = os.environ | {
         "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), "CUDA_VISIBLE_DEVICES": "",
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }  # fmt: skip
-    port = "--master-port" if launcher == "torchrun" else "--main-process-port"
-    command = [sys.executable, "-m", *LAUNCHERS[launcher], f"{port}={free_port()}", *map(str, program)]
+    port = "--rdzv-endpoint=127.0.0.1:{}" if launcher == "torchrun" else "--main-process-port={}"
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], port.format(free_port()), *map(str, program)]
     subprocess.run(command, env=environment, check=True, timeout=1200)
 
 

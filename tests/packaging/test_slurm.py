@@ -16,9 +16,11 @@ JOB = {
     "SLURM_JOB_NODELIST": "gpu[3-4]", "SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "4", "SLURM_JOB_ID": "77",
 }  # fmt: skip
 PROGRAM = """#!{python}
-import json, sys
+import json, os, sys
 with open({log!r}, "a") as file:
     print(json.dumps(sys.argv), file=file)
+with open({log!r} + "-" + os.path.basename(sys.argv[0]), "w") as file:
+    json.dump(dict(os.environ), file)
 print("gpu3\\ngpu4")
 """
 
@@ -48,6 +50,7 @@ def test_srun_is_given_cores_meeting_place_and_recipe(
 ) -> None:
     code, (asked, ran) = submit(tmp_path, "my recipe.yaml", **told)
     assert code == 0
+    assert json.loads((tmp_path / "log-srun").read_text())["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
     assert asked[1:] == ["show", "hostnames", "gpu[3-4]"]
     begin = ran.index("torchrun")
     assert ran[1:begin] == ["--kill-on-bad-exit=1", f"--cpus-per-task={cores}"]
