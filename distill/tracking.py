@@ -38,20 +38,23 @@ class Tracking:
 
 def seconds(out: Path) -> float:
     """Return the wall-clock seconds that a run has trained for, those before a resume included."""
-    file = out / "stats.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return max((json.loads(line).get("wall_s", 0.0) for line in lines if line.endswith("}")), default=0.0)
+    return max((record.get("wall_s", 0.0) for record in _records(out / "stats.jsonl")), default=0.0)
 
 
 def truncate(file: Path, step: int) -> None:
     """Drop the lines that a killed run wrote after its last saved state."""
     if not file.is_file():
         return
-    lines = [line for line in file.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in lines if json.loads(line)["step"] <= step]
+    kept = [record for record in _records(file) if record["step"] <= step]
     partial = file.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept))
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
     os.replace(partial, file)
+
+
+def _records(file: Path) -> list[dict[str, Any]]:
+    """Read the lines of a file that may not be there, or end in the middle of one."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def open_board(folder: Path, step: int) -> Any:
